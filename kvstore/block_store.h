@@ -1,0 +1,220 @@
+// BlockStore: immutable blocks in host memory and on disk. What the engine builds sequences from.
+//
+// A segment is written by one owner, block after block: Reserve makes room, the owner fills the
+// open rows, Seal publishes rows and piece together (I4) and queues them for the disk. Blocks
+// are read through pins (I3). Which segments live, and up to which block, is what manifests say:
+// committing or deleting one moves the reference counts and frees what nobody refers to.
+//
+// Bytes of a block are verified when they come from disk (CRC32C per granule and piece, I1).
+//
+// Thread-safe, but a segment has one writer at a time: Reserve, OpenRows, Seal and RestoreTail of
+// one segment must not run concurrently with each other. Pins must not outlive the store.
+#ifndef TERRACE_KVSTORE_BLOCK_STORE_H_
+#define TERRACE_KVSTORE_BLOCK_STORE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kvstore/block_key.h"
+#include "kvstore/block_layout.h"
+#include "kvstore/tier_stats.h"
+
+namespace terrace::kvstore {
+
+enum class Durability {
+  // Nothing is written unless Flush asks for it.
+  kNone,
+  // Sealed blocks are written behind; they survive the process, not the machine.
+  kAsync,
+  // As kAsync, and each batch is synced.
+  kSync,
+};
+
+struct StoreOptions {
+  // Host memory for rows, stripes and open blocks. Bytes, at least 1 MiB.
+  uint64_t host_bytes = uint64_t{4} << 30;
+  // Folder of the disk tier; empty for a store without disk.
+  std::string disk_path;
+  // Physical bytes on disk. At least 64 MiB.
+  uint64_t disk_bytes = uint64_t{64} << 30;
+  Durability durability = Durability::kAsync;
+  // Names this shard in segment ids.
+  uint16_t shard = 0;
+  // Threads that read from disk, [1, 64].
+  int reader_threads = 4;
+  // Bypass the page cache on reads where the file system can.
+  bool direct_reads = true;
+
+  absl::Status Validate() const;
+};
+
+// State of one segment; opaque. Holders: the store, and the engine's sequences (both may outlive
+// the other's interest).
+class Segment;
+using SegmentRef = std::shared_ptr<Segment>;
+
+inline constexpr uint32_t kOpenEnd = UINT32_MAX;
+
+// Blocks [first_block, end_block) of one segment; end_block kOpenEnd marks the one being written.
+struct SegmentRange {
+  SegmentRef segment;
+  uint32_t first_block = 0;
+  uint32_t end_block = 0;
+};
+
+// What survives of a sequence: its name, what the owner wants back, and its ranges.
+struct Manifest {
+  // Unique, 1 to 255 bytes.
+  std::string name;
+  // The owner's bytes, returned as they are.
+  std::string attributes;
+  // In order; only the last may be open-ended. Ranges cover blocks from 0 without holes.
+  std::vector<SegmentRange> ranges;
+};
+
+// How much of a segment's layer is durable, all heads.
+struct DurableExtent {
+  // Blocks before this one (from the segment's first block on) are on disk.
+  uint32_t end_block = 0;
+  // Rows of block `end_block` that a flush has written.
+  uint32_t tail_rows = 0;
+};
+
+// Cells of one extent to read: granules of a block's rows, or blocks of a stripe.
+struct ReadRequest {
+  Segment* segment = nullptr;
+  uint16_t layer = 0;
+  uint16_t head = 0;
+  // Block for rows, stripe (block / stripe_blocks) for stripes.
+  uint32_t index = 0;
+  // Bit i: cell i is wanted. Not 0.
+  uint64_t cells = 0;
+};
+
+// Outcome of one ReadRequest.
+struct PinnedExtent {
+  // Start of the rows or of the stripe; only wanted, not missing cells may be read.
+  const std::byte* data = nullptr;
+  // Cells that came from disk for this request; the rest was in memory.
+  uint64_t from_disk = 0;
+  // Wanted cells that could not be read; `status` says why.
+  uint64_t missing = 0;
+  // OK, DataLoss (checksum; names the cell), DeadlineExceeded, or Unavailable (read error).
+  absl::Status status;
+  // Physical bytes read from disk for this request.
+  uint64_t disk_bytes = 0;
+};
+
+// Keeps extents in place while they are read. Move-only; releases on destruction.
+class Pins {
+ public:
+  Pins();
+  Pins(Pins&&) noexcept;
+  Pins& operator=(Pins&&) noexcept;
+  ~Pins();
+
+  // One per request, in order.
+  absl::Span<const PinnedExtent> extents() const;
+
+ private:
+  friend class BlockStoreImpl;
+  friend class ExtentReader;
+  class State;
+  std::unique_ptr<State> state_;
+};
+
+// Where the blocks of some range live.
+struct Residency {
+  uint64_t sealed_blocks = 0;
+  uint64_t host_blocks = 0;
+  uint64_t disk_blocks = 0;
+  uint64_t host_row_bytes = 0;
+  uint64_t host_index_bytes = 0;
+  // Stored bytes of rows and pieces on disk.
+  uint64_t disk_bytes = 0;
+};
+
+class BlockStore {
+ public:
+  // Opens or creates. Indexes manifests, reads no blocks. FailedPrecondition when the folder is
+  // of another format version or shard; Unavailable when another process holds it.
+  static absl::StatusOr<std::unique_ptr<BlockStore>> Open(const StoreOptions& options);
+  // Stops writing behind; blocks that are not on disk by now are lost.
+  virtual ~BlockStore() = default;
+
+  // Manifests found at Open, each once: the caller takes over the segments.
+  virtual std::vector<Manifest> TakeRecovered() = 0;
+
+  // A new segment whose first block is `first_block`. It lives while a manifest names it or
+  // the caller holds the reference.
+  virtual absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
+                                                   uint32_t first_block) = 0;
+
+  // Adds or replaces the manifest of that name; survives the process when it returns OK (with a
+  // disk and durability other than kNone). Blocks that no manifest refers to any more are
+  // freed in all tiers. On error the old manifest stands.
+  virtual absl::Status CommitManifest(const Manifest& manifest) = 0;
+  // NotFound when there is none. Frees as above.
+  virtual absl::Status DeleteManifest(std::string_view name) = 0;
+
+  // Makes room in host memory for the open rows of blocks [first_block, end_block) of every head
+  // of a layer, and for the pieces they will add. Evicts, then waits for the disk writer until
+  // `deadline`. ResourceExhausted when there is no room then; what was reserved stays reserved.
+  // Idempotent; heads whose block is sealed already are left alone. FailedPrecondition when a
+  // manifest has given those blocks up.
+  virtual absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block,
+                               uint32_t end_block, absl::Time deadline) = 0;
+  // Rows of a reserved, unsealed block: [block_tokens][row_bytes]. Stable until sealed or the
+  // segment ends.
+  virtual std::byte* OpenRows(Segment& segment, uint16_t layer, uint16_t head, uint32_t block) = 0;
+  // Publishes a full block: its rows as they stand, and its piece (piece_bytes). Readers that
+  // learn of it afterwards see both. Requires: reserved, and all blocks before it sealed.
+  virtual void Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t block,
+                    absl::Span<const std::byte> piece) = 0;
+  // Blocks [first, SealedEnd) of that layer and head are sealed.
+  virtual uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const = 0;
+  // Brings back the open rows that a flush wrote before a restart. OK when there are none.
+  // DataLoss when they are corrupt.
+  virtual absl::Status RestoreTail(Segment& segment, absl::Time deadline) = 0;
+  // Forgets flushed rows of open blocks on disk; call it before they are overwritten (truncate).
+  // Survives the process when it returns OK. OK when there are none.
+  virtual absl::Status DropTail(Segment& segment) = 0;
+
+  // Rows of sealed blocks, and of open blocks up to what the caller knows is written (no cells
+  // of an open block are ever missing). Reads what is not in memory from disk, in one batch,
+  // and keeps it there when there is room.
+  virtual Pins PinRows(absl::Span<const ReadRequest> requests, absl::Time deadline) = 0;
+  // Stripes; as above. Cells of a stripe are its sealed blocks.
+  virtual Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) = 0;
+
+  // Waits until all blocks sealed so far are on disk, writes the given rows of open blocks, and
+  // syncs. tail_rows: rows of the open block of each layer, [layers]; empty leaves what is on disk
+  // of open blocks as it is (a segment that somebody else writes).
+  // FailedPrecondition without a disk; ResourceExhausted at the disk budget; Unavailable when
+  // writes fail; DeadlineExceeded.
+  virtual absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
+                             absl::Time deadline) = 0;
+  // What a crash would leave, per layer.
+  virtual DurableExtent Durable(const Segment& segment, uint16_t layer) const = 0;
+
+  virtual const BlockLayout& layout(const Segment& segment) const = 0;
+  virtual SegmentId id(const Segment& segment) const = 0;
+  // Blocks [first_block, end_block) of one layer, all heads.
+  virtual Residency Describe(const Segment& segment, uint16_t layer, uint32_t first_block,
+                             uint32_t end_block) const = 0;
+  virtual TierStats HostStats() const = 0;
+  // All zero without a disk.
+  virtual TierStats DiskStats() const = 0;
+};
+
+}  // namespace terrace::kvstore
+
+#endif  // TERRACE_KVSTORE_BLOCK_STORE_H_

@@ -1,0 +1,337 @@
+#include "kvstore/block_store_impl.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "absl/base/internal/raw_logging.h"
+#include "absl/strings/str_cat.h"
+
+namespace terrace::kvstore {
+namespace {
+
+constexpr int kShardShift = 48;
+// Far above any sequence, and low enough that sums of block indices do not overflow.
+constexpr uint32_t kBlocksMax = uint32_t{1} << 30;
+
+}  // namespace
+
+struct BlockStoreImpl::Link {
+  Mutex mu;
+  BlockStoreImpl* store ABSL_GUARDED_BY(mu) = nullptr;
+};
+
+absl::StatusOr<std::unique_ptr<BlockStore>> OpenBlockStore(const StoreOptions& options,
+                                                           DiskFault fault) {
+  if (absl::Status status = options.Validate(); !status.ok()) return status;
+  auto pool = ExtentPool::Create(options.host_bytes);
+  if (!pool.ok()) return pool.status();
+  std::unique_ptr<DiskTier> disk;
+  if (!options.disk_path.empty()) {
+    auto opened = DiskTier::Open({.path = options.disk_path,
+                                  .bytes = options.disk_bytes,
+                                  .shard = options.shard,
+                                  .direct_reads = options.direct_reads,
+                                  .fault = std::move(fault)});
+    if (!opened.ok()) return opened.status();
+    disk = *std::move(opened);
+  }
+  auto store = std::make_unique<BlockStoreImpl>(options, *std::move(pool), std::move(disk));
+  if (absl::Status status = store->Recover(); !status.ok()) return status;
+  return store;
+}
+
+BlockStoreImpl::BlockStoreImpl(const StoreOptions& options, std::unique_ptr<ExtentPool> pool,
+                               std::unique_ptr<DiskTier> disk)
+    : link_(std::make_shared<Link>()),
+      core_(options, std::move(pool), std::move(disk)),
+      writer_(core_.disk == nullptr ? nullptr : std::make_unique<WriteBehind>(core_)),
+      manifests_(core_, writer_.get()),
+      tails_(core_),
+      reader_(core_) {
+  MutexLock lock(link_->mu);
+  link_->store = this;
+}
+
+BlockStoreImpl::~BlockStoreImpl() {
+  // From here on segments go quietly.
+  MutexLock lock(link_->mu);
+  link_->store = nullptr;
+}
+
+absl::Status BlockStoreImpl::Recover() {
+  if (core_.disk == nullptr) return absl::OkStatus();
+  return manifests_.Recover([this](SegmentId id, const BlockLayout& layout, uint32_t first_block) {
+    return MakeSegment(id, layout, first_block);
+  });
+}
+
+SegmentRef BlockStoreImpl::MakeSegment(SegmentId id, const BlockLayout& layout,
+                                       uint32_t first_block) {
+  const auto release = [link = link_](Segment* segment) {
+    {
+      MutexLock lock(link->mu);
+      if (link->store != nullptr) link->store->manifests_.Abandon(*segment);
+    }
+    delete segment;
+  };
+  return SegmentRef(new Segment(&core_, id, layout, first_block), release);
+}
+
+absl::StatusOr<SegmentRef> BlockStoreImpl::CreateSegment(const BlockLayout& layout,
+                                                         uint32_t first_block) {
+  if (absl::Status status = layout.Validate(); !status.ok()) return status;
+  if (first_block >= kBlocksMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("first block ", first_block, ", allowed: below ", kBlocksMax));
+  }
+  size_t largest = 0;
+  {
+    MutexLock lock(core_.mu);
+    largest = core_.host.largest_extent();
+  }
+  if (std::max(layout.rows_bytes(), layout.stripe_bytes()) > largest) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "block layout: rows of ", layout.rows_bytes(), " and stripes of ", layout.stripe_bytes(),
+        " bytes; ", core_.options.host_bytes, " bytes of host memory allow ", largest, " each"));
+  }
+  if (core_.disk == nullptr) {
+    MutexLock lock(core_.mu);
+    const uint64_t shard = core_.options.shard;
+    return MakeSegment(SegmentId{shard << kShardShift | ++last_id_}, layout, first_block);
+  }
+  const absl::StatusOr<SegmentId> id = core_.disk->NextSegmentId();
+  if (!id.ok()) return id.status();
+  return MakeSegment(*id, layout, first_block);
+}
+
+absl::Status BlockStoreImpl::CheckReservable(const Segment& segment, uint16_t layer,
+                                             uint32_t first_block, uint32_t end_block) const {
+  if (segment.dead || end_block > segment.trim_end) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("segment ", static_cast<uint64_t>(segment.id), " is freed from block ",
+                     segment.dead ? segment.first_block : segment.trim_end, " on"));
+  }
+  if (layer >= segment.layout.layers || first_block < segment.first_block ||
+      end_block < first_block || end_block > kBlocksMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "reserve layer ", layer, " blocks [", first_block, ", ", end_block, ") of a segment of ",
+        segment.layout.layers, " layers from block ", segment.first_block, " on"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BlockStoreImpl::Reserve(Segment& segment, uint16_t layer, uint32_t first_block,
+                                     uint32_t end_block, absl::Time deadline) {
+  MutexLock lock(core_.mu);
+  if (absl::Status status = CheckReservable(segment, layer, first_block, end_block); !status.ok()) {
+    return status;
+  }
+  const bool writes_behind = core_.disk != nullptr && core_.options.durability != Durability::kNone;
+  for (uint32_t block = first_block; block < end_block; ++block) {
+    for (uint16_t head = 0; head < segment.layout.heads; ++head) {
+      // Keeps I5: room comes only from the writer and from pins that go.
+      while (!ReserveBlock(segment, segment.LaneIndex(layer, head), block)) {
+        if (!writes_behind || absl::Now() >= deadline) return NoRoom(segment);
+        core_.room.WaitUntil(core_.mu, deadline);
+        if (segment.dead || end_block > segment.trim_end) {
+          return CheckReservable(segment, layer, first_block, end_block);
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+bool BlockStoreImpl::ReserveBlock(Segment& segment, uint16_t lane_index, uint32_t block) {
+  if (block < segment.lanes[lane_index].sealed_end) return true;
+  const ExtentRef rows{&segment, block - segment.first_block, lane_index, ExtentKind::kRows};
+  if (segment.ExtentAt(lane_index, rows.kind, rows.index).data == nullptr &&
+      !core_.host.Take(rows, Demand::kReserve)) {
+    return false;
+  }
+  Lane& lane = segment.lanes[lane_index];
+  const uint32_t reserved_end = std::max(lane.reserved_end, block + 1);
+  if (segment.layout.planes.empty()) {
+    lane.reserved_end = reserved_end;
+    return true;
+  }
+  const ExtentRef stripe{&segment, segment.StripeIndex(block), lane_index, ExtentKind::kStripe};
+  if (segment.ExtentAt(lane_index, stripe.kind, stripe.index).data == nullptr &&
+      !core_.host.Take(stripe, Demand::kReserve)) {
+    return false;
+  }
+  lane.reserved_end = reserved_end;
+  core_.host.Recount(stripe);
+  return true;
+}
+
+absl::Status BlockStoreImpl::NoRoom(const Segment& segment) const {
+  const TierStats stats = core_.host.stats();
+  std::string message = absl::StrCat(
+      "host memory: no room for a block of ", segment.layout.rows_bytes(),
+      " bytes and a stripe of ", segment.layout.stripe_bytes(), "; ", stats.used_bytes, " of ",
+      stats.capacity_bytes, " bytes used, ", stats.pinned_bytes, " of them pinned or not on disk");
+  if (writer_ != nullptr && !writer_->status().ok()) {
+    absl::StrAppend(&message, "; the disk writer: ", writer_->status().message());
+  }
+  return absl::ResourceExhaustedError(message);
+}
+
+std::byte* BlockStoreImpl::OpenRows(Segment& segment, uint16_t layer, uint16_t head,
+                                    uint32_t block) {
+  MutexLock lock(core_.mu);
+  const Extent* extent = segment.FindExtent(segment.LaneIndex(layer, head), ExtentKind::kRows,
+                                            block - segment.first_block);
+  ABSL_RAW_CHECK(extent != nullptr && extent->data != nullptr, "rows are not reserved");
+  return extent->data;
+}
+
+void BlockStoreImpl::Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t block,
+                          absl::Span<const std::byte> piece) {
+  const BlockLayout& layout = segment.layout;
+  ABSL_RAW_CHECK(piece.size() == layout.piece_bytes(), "piece has the wrong size");
+  const uint16_t lane_index = segment.LaneIndex(layer, head);
+  const ExtentRef ref{&segment, segment.StripeIndex(block), lane_index, ExtentKind::kStripe};
+  const uint32_t cell = segment.StripeCell(block);
+  std::byte* stripe = nullptr;
+  {
+    MutexLock lock(core_.mu);
+    // Freed under the writer's hands: nobody will read it.
+    if (segment.dead || block >= segment.trim_end) return;
+    const Lane& lane = segment.lanes[lane_index];
+    ABSL_RAW_CHECK(block == lane.sealed_end && block < lane.reserved_end,
+                   "blocks are sealed in order, and after they were reserved");
+    if (!layout.planes.empty()) {
+      // So that a manifest that frees the segment meanwhile leaves it in place.
+      core_.host.Pin(ref);
+      stripe = segment.ExtentAt(ref.lane, ref.kind, ref.index).data;
+    }
+  }
+  if (stripe != nullptr) layout.Scatter(piece.data(), cell, stripe);
+  MutexLock lock(core_.mu);
+  const bool freed = segment.dead || block >= segment.trim_end;
+  if (stripe != nullptr) {
+    if (!freed) segment.ExtentAt(ref.lane, ref.kind, ref.index).valid |= uint64_t{1} << cell;
+    if (core_.host.Unpin(ref)) core_.room.NotifyAll();
+  }
+  if (freed) return;
+  // Keeps I4: rows and piece become visible by this one step.
+  segment.lanes[lane_index].sealed_end = block + 1;
+  core_.host.CountWrite(layout.rows_bytes() + layout.piece_bytes());
+  if (writer_ != nullptr && core_.options.durability != Durability::kNone) {
+    writer_->Enqueue(segment);
+  }
+}
+
+uint32_t BlockStoreImpl::SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const {
+  MutexLock lock(core_.mu);
+  return segment.lane(layer, head).sealed_end;
+}
+
+absl::Status BlockStoreImpl::RestoreTail(Segment& segment, absl::Time deadline) {
+  for (uint16_t layer = 0; layer < segment.layout.layers; ++layer) {
+    const DurableExtent durable = Durable(segment, layer);
+    if (durable.tail_rows == 0) continue;
+    if (absl::Status status =
+            Reserve(segment, layer, durable.end_block, durable.end_block + 1, deadline);
+        !status.ok()) {
+      return status;
+    }
+  }
+  return core_.disk == nullptr ? absl::OkStatus() : tails_.Restore(segment);
+}
+
+absl::Status BlockStoreImpl::DropTail(Segment& segment) {
+  return core_.disk == nullptr ? absl::OkStatus() : tails_.Drop(segment);
+}
+
+Pins BlockStoreImpl::PinRows(absl::Span<const ReadRequest> requests, absl::Time deadline) {
+  Pins pins;
+  pins.state_ = reader_.Pin(ExtentKind::kRows, requests, deadline);
+  return pins;
+}
+
+Pins BlockStoreImpl::PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) {
+  Pins pins;
+  pins.state_ = reader_.Pin(ExtentKind::kStripe, requests, deadline);
+  return pins;
+}
+
+absl::Status BlockStoreImpl::Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
+                                   absl::Time deadline) {
+  if (core_.disk == nullptr) return absl::FailedPreconditionError("the store has no disk");
+  if (!tail_rows.empty() && tail_rows.size() != segment.layout.layers) {
+    return absl::InvalidArgumentError(absl::StrCat("flush: tails of ", tail_rows.size(),
+                                                   " layers, expected ", segment.layout.layers));
+  }
+  for (const uint32_t rows : tail_rows) {
+    if (rows < segment.layout.block_tokens) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "flush: a tail of ", rows, " rows, allowed: below ", segment.layout.block_tokens));
+  }
+  {
+    MutexLock lock(core_.mu);
+    if (absl::Status status = writer_->WriteSealed(segment, deadline); !status.ok()) return status;
+  }
+  if (!tail_rows.empty()) return tails_.Write(segment, tail_rows, deadline);
+  const absl::Status synced = core_.disk->Sync();
+  if (!synced.ok()) {
+    MutexLock lock(core_.mu);
+    core_.CountDiskError(synced);
+  }
+  return synced;
+}
+
+DurableExtent BlockStoreImpl::Durable(const Segment& segment, uint16_t layer) const {
+  MutexLock lock(core_.mu);
+  return {.end_block = segment.DurableEnd(layer), .tail_rows = segment.tail_rows[layer]};
+}
+
+Residency BlockStoreImpl::Describe(const Segment& segment, uint16_t layer, uint32_t first_block,
+                                   uint32_t end_block) const {
+  const BlockLayout& layout = segment.layout;
+  Residency sum;
+  MutexLock lock(core_.mu);
+  for (uint16_t head = 0; head < layout.heads; ++head) {
+    const uint16_t lane_index = segment.LaneIndex(layer, head);
+    const Lane& lane = segment.lanes[lane_index];
+    const uint32_t end = std::min(end_block, lane.reserved_end);
+    for (uint32_t block = std::max(first_block, segment.first_block); block < end; ++block) {
+      sum.sealed_blocks += block < lane.sealed_end ? 1 : 0;
+      if (block < lane.durable_end) {
+        ++sum.disk_blocks;
+        sum.disk_bytes += layout.rows_bytes() + layout.piece_bytes();
+      }
+      const Extent* rows =
+          segment.FindExtent(lane_index, ExtentKind::kRows, block - segment.first_block);
+      if (rows != nullptr && rows->valid != 0) {
+        ++sum.host_blocks;
+        sum.host_row_bytes += std::popcount(rows->valid) * layout.granule_bytes();
+      }
+      const Extent* stripe =
+          segment.FindExtent(lane_index, ExtentKind::kStripe, segment.StripeIndex(block));
+      if (stripe != nullptr && (stripe->valid >> segment.StripeCell(block) & 1) != 0) {
+        sum.host_index_bytes += layout.piece_bytes();
+      }
+    }
+  }
+  return sum;
+}
+
+TierStats BlockStoreImpl::HostStats() const {
+  MutexLock lock(core_.mu);
+  return core_.host.stats();
+}
+
+TierStats BlockStoreImpl::DiskStats() const {
+  if (core_.disk == nullptr) return {};
+  const uint64_t used_bytes = core_.disk->used_bytes();
+  MutexLock lock(core_.mu);
+  TierStats stats = core_.disk_stats;
+  stats.capacity_bytes = core_.options.disk_bytes;
+  stats.used_bytes = used_bytes;
+  return stats;
+}
+
+}  // namespace terrace::kvstore

@@ -1,0 +1,85 @@
+// BlockStoreImpl: the block store, put together.
+#ifndef TERRACE_KVSTORE_BLOCK_STORE_IMPL_H_
+#define TERRACE_KVSTORE_BLOCK_STORE_IMPL_H_
+
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "kvstore/block_store.h"
+#include "kvstore/disk_tier.h"
+#include "kvstore/extent_reader.h"
+#include "kvstore/manifest_table.h"
+#include "kvstore/store_core.h"
+#include "kvstore/tail_log.h"
+#include "kvstore/write_behind.h"
+
+namespace terrace::kvstore {
+
+// BlockStore::Open, with a fault hook for tests.
+absl::StatusOr<std::unique_ptr<BlockStore>> OpenBlockStore(const StoreOptions& options,
+                                                           DiskFault fault);
+
+class BlockStoreImpl final : public BlockStore {
+ public:
+  // `disk` is null for a store without one.
+  BlockStoreImpl(const StoreOptions& options, std::unique_ptr<ExtentPool> pool,
+                 std::unique_ptr<DiskTier> disk);
+  ~BlockStoreImpl() override;
+
+  // Call it once, before anything else.
+  absl::Status Recover();
+
+  std::vector<Manifest> TakeRecovered() override { return manifests_.TakeRecovered(); }
+  absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
+                                           uint32_t first_block) override;
+  absl::Status CommitManifest(const Manifest& manifest) override {
+    return manifests_.Commit(manifest);
+  }
+  absl::Status DeleteManifest(std::string_view name) override { return manifests_.Delete(name); }
+  absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block, uint32_t end_block,
+                       absl::Time deadline) override;
+  std::byte* OpenRows(Segment& segment, uint16_t layer, uint16_t head, uint32_t block) override;
+  void Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t block,
+            absl::Span<const std::byte> piece) override;
+  uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const override;
+  absl::Status RestoreTail(Segment& segment, absl::Time deadline) override;
+  absl::Status DropTail(Segment& segment) override;
+  Pins PinRows(absl::Span<const ReadRequest> requests, absl::Time deadline) override;
+  Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) override;
+  absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
+                     absl::Time deadline) override;
+  DurableExtent Durable(const Segment& segment, uint16_t layer) const override;
+  const BlockLayout& layout(const Segment& segment) const override { return segment.layout; }
+  SegmentId id(const Segment& segment) const override { return segment.id; }
+  Residency Describe(const Segment& segment, uint16_t layer, uint32_t first_block,
+                     uint32_t end_block) const override;
+  TierStats HostStats() const override;
+  TierStats DiskStats() const override;
+
+ private:
+  // Way from a segment back to the store, for as long as both are there.
+  struct Link;
+
+  SegmentRef MakeSegment(SegmentId id, const BlockLayout& layout, uint32_t first_block);
+  absl::Status CheckReservable(const Segment& segment, uint16_t layer, uint32_t first_block,
+                               uint32_t end_block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // False when there is no room for it.
+  bool ReserveBlock(Segment& segment, uint16_t lane, uint32_t block)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  absl::Status NoRoom(const Segment& segment) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+
+  // Shared with the segments.
+  const std::shared_ptr<Link> link_;
+  mutable StoreCore core_;
+  uint64_t last_id_ ABSL_GUARDED_BY(core_.mu) = 0;
+  // Null without a disk.
+  std::unique_ptr<WriteBehind> writer_;
+  ManifestTable manifests_;
+  TailLog tails_;
+  ExtentReader reader_;
+};
+
+}  // namespace terrace::kvstore
+
+#endif  // TERRACE_KVSTORE_BLOCK_STORE_IMPL_H_

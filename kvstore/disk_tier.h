@@ -1,0 +1,138 @@
+// DiskTier: blocks, manifests and watermarks in one RocksDB.
+//
+// A batch is atomic: blocks and the watermark that says they are there are one batch, so that after
+// a crash the watermark is exact (I6). Physical bytes are bounded before each write (I5); deleted
+// blocks count until Reclaim has compacted them away.
+//
+// Thread-safe, but writes must not run concurrently with each other.
+#ifndef TERRACE_KVSTORE_DISK_TIER_H_
+#define TERRACE_KVSTORE_DISK_TIER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kvstore/block_key.h"
+#include "kvstore/block_layout.h"
+#include "kvstore/block_store.h"
+#include "kvstore/cell_read.h"
+#include "kvstore/disk_record.h"
+
+namespace terrace::kvstore {
+
+enum class DiskOperation { kRead, kWrite };
+// For tests: asked before each operation; an error takes the operation's place. May block.
+using DiskFault = std::function<absl::Status(DiskOperation)>;
+
+struct DiskTierOptions {
+  std::string path;
+  // Physical bytes. At least 64 MiB.
+  uint64_t bytes = 0;
+  uint16_t shard = 0;
+  bool direct_reads = true;
+  DiskFault fault;
+};
+
+// Changes to write at once.
+class DiskBatch {
+ public:
+  DiskBatch();
+  DiskBatch(DiskBatch&&) noexcept;
+  DiskBatch& operator=(DiskBatch&&) noexcept;
+  ~DiskBatch();
+
+  // rows: [block_tokens][row_bytes].
+  void PutRows(const BlockKey& block, const BlockLayout& layout, const std::byte* rows);
+  void PutPiece(const BlockKey& block, absl::Span<const std::byte> piece);
+  void PutTail(const BlockKey& block, absl::Span<const std::byte> rows);
+  void DeleteTail(const BlockKey& block);
+  void PutWatermark(SegmentId segment, absl::Span<const DurableExtent> layers);
+  // All records of the segment.
+  void DeleteSegment(SegmentId segment);
+  // Rows and pieces of blocks [first.block, end_block) of one layer and head.
+  void DeleteBlocks(const BlockKey& first, uint32_t end_block, uint32_t granules);
+  void PutManifest(std::string_view name, const ManifestRecord& record);
+  void DeleteManifest(std::string_view name);
+
+  bool empty() const;
+  // Bytes of all keys and values so far.
+  size_t bytes() const;
+
+ private:
+  friend class DiskTier;
+  struct Rep;
+  std::unique_ptr<Rep> rep_;
+};
+
+// What a disk holds, by name and by segment.
+struct DiskIndex {
+  std::vector<std::pair<std::string, ManifestRecord>> manifests;
+  std::vector<std::pair<SegmentId, std::vector<DurableExtent>>> watermarks;
+  // Records of the index that are corrupt: whatever they stood for is not served, nor deleted.
+  std::vector<absl::Status> damage;
+};
+
+class DiskTier {
+ public:
+  // FailedPrecondition when the folder is of another format version or shard, or not ours;
+  // Unavailable when it is locked or cannot be opened; DataLoss when its index is corrupt.
+  static absl::StatusOr<std::unique_ptr<DiskTier>> Open(const DiskTierOptions& options);
+  ~DiskTier();
+
+  absl::StatusOr<DiskIndex> LoadIndex();
+  // Never returned before, across restarts.
+  absl::StatusOr<SegmentId> NextSegmentId();
+
+  enum class Growth {
+    // Refused when it might not fit the budget.
+    kBounded,
+    // Goes through on the headroom: it frees more than it writes.
+    kFrees,
+  };
+  // ResourceExhausted when the batch does not fit; Unavailable when writing fails. Then nothing
+  // of it is visible, and the same batch may be written again.
+  absl::Status Write(const DiskBatch& batch, bool sync, Growth growth);
+  // Makes everything written so far survive the machine.
+  absl::Status Sync();
+
+  // Reads in one batch and verifies; each has its outcome, nothing else fails. The bytes of cells
+  // that are not kRead are unspecified.
+  void Read(absl::Span<CellRead> reads, absl::Time deadline);
+  // NotFound; DataLoss when corrupt.
+  absl::StatusOr<std::string> ReadTail(const BlockKey& block);
+
+  // Something was deleted since the last Reclaim.
+  bool reclaimable() const;
+  // Compacts deleted records away, until there is some room. Slow: it rewrites what lies between
+  // them. May run beside everything else.
+  absl::Status Reclaim();
+
+  // Physical bytes: all files of the folder.
+  uint64_t used_bytes() const;
+  // Whether reads bypass the page cache.
+  bool direct_reads() const;
+
+ private:
+  struct Rep;
+  explicit DiskTier(std::unique_ptr<Rep> rep);
+
+  absl::Status CheckFormat();
+  absl::Status LoadSegmentCounter();
+  absl::Status Fit(size_t batch_bytes);
+  uint64_t budget_for_blocks() const;
+
+  const std::unique_ptr<Rep> rep_;
+};
+
+}  // namespace terrace::kvstore
+
+#endif  // TERRACE_KVSTORE_DISK_TIER_H_

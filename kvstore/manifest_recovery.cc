@@ -1,0 +1,103 @@
+// Recovery of the manifest table from the index of the disk. No block is read.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/manifest_table.h"
+
+namespace terrace::kvstore {
+
+absl::Status ManifestTable::Recover(const MakeSegment& make_segment) {
+  absl::StatusOr<DiskIndex> index = core_.disk->LoadIndex();
+  if (!index.ok()) return index.status();
+  DiskBatch batch;
+  std::map<SegmentId, SegmentRef> recovering;
+  {
+    MutexLock lock(core_.mu);
+    for (const auto& [name, record] : index->manifests) {
+      const absl::Status status = RecoverManifest(name, record, make_segment);
+      if (!status.ok()) index->damage.push_back(status);
+    }
+    for (const absl::Status& status : index->damage) core_.CountDiskError(status);
+    for (const auto& [id, layers] : index->watermarks) {
+      const auto it = recovering_.find(id);
+      if (it != recovering_.end()) {
+        RecoverWatermark(*it->second, layers, batch);
+      } else if (index->damage.empty()) {
+        // Written, but never named: the process died in between. Unless a manifest is
+        // unreadable: then it may be the one that names it.
+        batch.DeleteSegment(id);
+      }
+    }
+    for (const auto& [name, manifest] : manifests_) recovered_.push_back(manifest);
+    recovering.swap(recovering_);
+  }
+  if (batch.empty()) return absl::OkStatus();
+  return core_.disk->Write(batch, /*sync=*/false, DiskTier::Growth::kFrees);
+}
+
+absl::Status ManifestTable::RecoverManifest(const std::string& name, const ManifestRecord& record,
+                                            const MakeSegment& make_segment) {
+  Manifest manifest{.name = name, .attributes = record.attributes, .ranges = {}};
+  for (const RangeRecord& range : record.ranges) {
+    SegmentRef& segment = recovering_[range.segment];
+    if (segment == nullptr) {
+      segment = make_segment(range.segment, range.layout, range.segment_first_block);
+    }
+    if (segment->layout != range.layout || segment->first_block != range.segment_first_block) {
+      return absl::DataLossError(
+          absl::StrCat("manifests disagree on segment ", static_cast<uint64_t>(range.segment)));
+    }
+    manifest.ranges.push_back({segment, range.first_block, range.end_block});
+  }
+  if (absl::Status status = Check(manifest); !status.ok()) {
+    return absl::DataLossError(status.message());
+  }
+  for (const SegmentRange& range : manifest.ranges) {
+    range.segment->named_ends.insert(range.end_block);
+    // Perhaps: its watermark may be damaged.
+    range.segment->stored = true;
+  }
+  manifests_.emplace(name, std::move(manifest));
+  return absl::OkStatus();
+}
+
+void ManifestTable::RecoverWatermark(Segment& segment, const std::vector<DurableExtent>& layers,
+                                     DiskBatch& batch) {
+  const BlockLayout& layout = segment.layout;
+  // Named by a manifest that is damaged: left alone.
+  if (segment.named_ends.empty()) return;
+  if (layers.size() != layout.layers) {
+    core_.CountDiskError(absl::DataLossError(
+        absl::StrCat("watermark of segment ", static_cast<uint64_t>(segment.id), " has ",
+                     layers.size(), " layers, ", layout.layers, " expected")));
+    return;
+  }
+  const uint32_t named_end = *segment.named_ends.rbegin();
+  TierStats& stats = core_.disk_stats;
+  bool cut = false;
+  for (uint16_t layer = 0; layer < layout.layers; ++layer) {
+    const DurableExtent& found = layers[layer];
+    cut = cut || found.end_block > named_end;
+    for (uint16_t head = 0; head < layout.heads; ++head) {
+      Lane& lane = segment.lane(layer, head);
+      const uint32_t end = std::max(found.end_block, segment.first_block);
+      lane.durable_end = lane.sealed_end = lane.reserved_end = lane.flush_end = end;
+      const uint64_t blocks = end - segment.first_block;
+      stats.admitted_blocks += blocks;
+      stats.resident_blocks += blocks;
+      stats.admitted_bytes += blocks * layout.rows_bytes();
+      stats.resident_bytes += blocks * layout.rows_bytes();
+      stats.index_bytes += blocks * layout.piece_bytes();
+    }
+    segment.tail_rows[layer] = std::min(found.tail_rows, layout.block_tokens);
+  }
+  segment.trim_end = named_end;
+  if (!cut) return;
+  // Blocks that no manifest came to name.
+  const Cut excess{.segment = &segment, .keep_end = named_end};
+  Put(excess, batch);
+  Apply(excess);
+}
+
+}  // namespace terrace::kvstore

@@ -1,0 +1,248 @@
+#include "kvstore/manifest_table.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace terrace::kvstore {
+namespace {
+
+constexpr size_t kNameBytesMax = 255;
+
+ManifestRecord ToRecord(const Manifest& manifest) {
+  ManifestRecord record{.attributes = manifest.attributes, .ranges = {}};
+  for (const SegmentRange& range : manifest.ranges) {
+    record.ranges.push_back({.segment = range.segment->id,
+                             .segment_first_block = range.segment->first_block,
+                             .first_block = range.first_block,
+                             .end_block = range.end_block,
+                             .layout = range.segment->layout});
+  }
+  return record;
+}
+
+// Highest end by which manifests name a segment. Requires: one does.
+uint32_t NamedEnd(const std::multiset<uint32_t>& ends) { return *ends.rbegin(); }
+
+}  // namespace
+
+absl::Status ManifestTable::Check(const Manifest& manifest) const {
+  if (manifest.name.empty() || manifest.name.size() > kNameBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("manifest name has ", manifest.name.size(),
+                                                   " bytes, allowed: 1 to ", kNameBytesMax));
+  }
+  uint32_t next = 0;
+  for (const SegmentRange& range : manifest.ranges) {
+    if (range.segment == nullptr || range.segment->owner != &core_) {
+      return absl::InvalidArgumentError("manifest names a segment of no or another store");
+    }
+    const Segment& segment = *range.segment;
+    const auto id = static_cast<uint64_t>(segment.id);
+    if (range.first_block != next || range.end_block < range.first_block) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "manifest range of segment ", id, " is [", range.first_block, ", ", range.end_block,
+          "), expected to start at ", next, " (only the last may be open-ended)"));
+    }
+    next = range.end_block;
+    if (range.first_block < segment.first_block) {
+      return absl::InvalidArgumentError(absl::StrCat("manifest range starts at ", range.first_block,
+                                                     ", segment ", id, " at ",
+                                                     segment.first_block));
+    }
+    if (segment.dead)
+      return absl::FailedPreconditionError(absl::StrCat("segment ", id, " is freed"));
+    if (range.end_block > segment.trim_end) {
+      return absl::FailedPreconditionError(absl::StrCat("segment ", id, " is freed from block ",
+                                                        segment.trim_end, " on, range ends at ",
+                                                        range.end_block));
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::vector<ManifestTable::Cut> ManifestTable::Plan(const Ranges& before,
+                                                    const Ranges& after) const {
+  std::map<Segment*, std::multiset<uint32_t>> ends;
+  for (const SegmentRange& range : before) {
+    ends.try_emplace(range.segment.get(), range.segment->named_ends);
+  }
+  for (const SegmentRange& range : before) {
+    auto& named = ends[range.segment.get()];
+    named.erase(named.find(range.end_block));
+  }
+  for (const SegmentRange& range : after) {
+    const auto it = ends.find(range.segment.get());
+    if (it != ends.end()) it->second.insert(range.end_block);
+  }
+  std::vector<Cut> cuts;
+  for (const auto& [segment, named] : ends) {
+    if (named.empty()) {
+      cuts.push_back({.segment = segment, .dies = true});
+    } else if (NamedEnd(named) < NamedEnd(segment->named_ends)) {
+      cuts.push_back({.segment = segment, .keep_end = NamedEnd(named)});
+    }
+  }
+  return cuts;
+}
+
+void ManifestTable::Put(const Cut& cut, DiskBatch& batch) const {
+  const Segment& segment = *cut.segment;
+  if (!segment.stored) return;
+  if (cut.dies) {
+    batch.DeleteSegment(segment.id);
+    return;
+  }
+  const BlockLayout& layout = segment.layout;
+  std::vector<DurableExtent> watermark;
+  for (uint16_t layer = 0; layer < layout.layers; ++layer) {
+    const uint32_t end = segment.DurableEnd(layer);
+    const bool cuts_tail = segment.tail_rows[layer] != 0 && end >= cut.keep_end;
+    for (uint16_t head = 0; head < layout.heads; ++head) {
+      const uint16_t lane = segment.LaneIndex(layer, head);
+      if (cuts_tail) batch.DeleteTail(segment.Key(lane, end));
+      if (segment.lanes[lane].durable_end <= cut.keep_end) continue;
+      batch.DeleteBlocks(segment.Key(lane, cut.keep_end), segment.lanes[lane].durable_end,
+                         layout.granules());
+    }
+    watermark.push_back({.end_block = std::min(end, cut.keep_end),
+                         .tail_rows = cuts_tail ? 0 : segment.tail_rows[layer]});
+  }
+  batch.PutWatermark(segment.id, watermark);
+}
+
+void ManifestTable::Apply(const Cut& cut) {
+  Segment& segment = *cut.segment;
+  const BlockLayout& layout = segment.layout;
+  const uint32_t keep_end = cut.dies ? segment.first_block : cut.keep_end;
+  segment.trim_end = keep_end;
+  segment.dead = cut.dies;
+  for (uint16_t layer = 0; layer < layout.layers; ++layer) {
+    if (segment.DurableEnd(layer) >= keep_end) segment.tail_rows[layer] = 0;
+  }
+  TierStats& stats = core_.disk_stats;
+  for (size_t i = 0; i < segment.lanes.size(); ++i) {
+    Lane& lane = segment.lanes[i];
+    // Whoever still fills the open rows of a segment that dies may go on until it lets go of it.
+    const uint32_t free_end = cut.dies ? lane.sealed_end : kOpenEnd;
+    const uint64_t blocks = lane.durable_end - std::min(lane.durable_end, keep_end);
+    stats.resident_blocks -= blocks;
+    stats.deleted_blocks += blocks;
+    stats.resident_bytes -= blocks * layout.rows_bytes();
+    stats.deleted_bytes += blocks * layout.rows_bytes();
+    stats.index_bytes -= blocks * layout.piece_bytes();
+    for (uint32_t* end :
+         {&lane.durable_end, &lane.sealed_end, &lane.reserved_end, &lane.flush_end}) {
+      *end = std::min(*end, keep_end);
+    }
+    FreeExtents(segment, static_cast<uint16_t>(i), keep_end, free_end);
+  }
+}
+
+void ManifestTable::FreeExtents(Segment& segment, uint16_t lane_index, uint32_t first_block,
+                                uint32_t end_block) {
+  Lane& lane = segment.lanes[lane_index];
+  const size_t end_row = std::min(lane.rows.size(), size_t{end_block - segment.first_block});
+  for (uint32_t row = first_block - segment.first_block; row < end_row; ++row) {
+    core_.host.Free({&segment, row, lane_index, ExtentKind::kRows});
+  }
+  const uint32_t first_cell = segment.dead ? 0 : segment.StripeCell(first_block);
+  uint32_t stripe = segment.StripeIndex(first_block);
+  if (first_cell != 0 && stripe < lane.stripes.size()) {
+    // The stripe stays, without the cells of the blocks that go.
+    lane.stripes[stripe].valid &= (uint64_t{1} << first_cell) - 1;
+    core_.host.Recount({&segment, stripe, lane_index, ExtentKind::kStripe});
+    ++stripe;
+  }
+  for (; stripe < lane.stripes.size(); ++stripe) {
+    core_.host.Free({&segment, stripe, lane_index, ExtentKind::kStripe});
+  }
+}
+
+absl::Status ManifestTable::Change(const std::string& name, const Manifest* after) {
+  std::vector<Cut> cuts;
+  DiskBatch batch;
+  Ranges before;
+  {
+    MutexLock lock(core_.mu);
+    const auto it = manifests_.find(name);
+    if (it != manifests_.end()) before = it->second.ranges;
+    cuts = Plan(before, after == nullptr ? Ranges() : after->ranges);
+    for (const Cut& cut : cuts) Put(cut, batch);
+  }
+  if (core_.disk != nullptr) {
+    const auto growth =
+        after == nullptr || !cuts.empty() ? DiskTier::Growth::kFrees : DiskTier::Growth::kBounded;
+    if (after == nullptr) {
+      batch.DeleteManifest(name);
+    } else {
+      batch.PutManifest(name, ToRecord(*after));
+    }
+    const absl::Status status =
+        core_.disk->Write(batch, core_.options.durability == Durability::kSync, growth);
+    if (!status.ok()) {
+      MutexLock lock(core_.mu);
+      core_.CountDiskError(status);
+      return status;
+    }
+  }
+  // The old ranges may hold the last references; `before` drops them after the mutex.
+  MutexLock lock(core_.mu);
+  for (const SegmentRange& range : before) {
+    auto& ends = range.segment->named_ends;
+    ends.erase(ends.find(range.end_block));
+  }
+  if (after == nullptr) {
+    manifests_.erase(name);
+  } else {
+    for (const SegmentRange& range : after->ranges) {
+      range.segment->named_ends.insert(range.end_block);
+    }
+    manifests_[name] = *after;
+  }
+  for (const Cut& cut : cuts) Apply(cut);
+  core_.room.NotifyAll();
+  if (writer_ != nullptr && !cuts.empty()) writer_->Retry();
+  return absl::OkStatus();
+}
+
+absl::Status ManifestTable::Commit(const Manifest& manifest) {
+  DiskTurn turn(core_);
+  {
+    MutexLock lock(core_.mu);
+    turn.Take(absl::InfiniteFuture());
+    if (absl::Status status = Check(manifest); !status.ok()) return status;
+  }
+  return Change(manifest.name, &manifest);
+}
+
+absl::Status ManifestTable::Delete(std::string_view name) {
+  DiskTurn turn(core_);
+  {
+    MutexLock lock(core_.mu);
+    turn.Take(absl::InfiniteFuture());
+    if (!manifests_.contains(name)) {
+      return absl::NotFoundError(absl::StrCat("no manifest is named ", std::string(name)));
+    }
+  }
+  return Change(std::string(name), nullptr);
+}
+
+void ManifestTable::Abandon(Segment& segment) {
+  MutexLock lock(core_.mu);
+  if (!segment.dead) {
+    if (segment.stored && writer_ != nullptr) writer_->Forget(segment.id);
+    Apply({.segment = &segment, .dies = true});
+  }
+  for (size_t i = 0; i < segment.lanes.size(); ++i) {
+    FreeExtents(segment, static_cast<uint16_t>(i), segment.first_block, kOpenEnd);
+  }
+  core_.room.NotifyAll();
+}
+
+std::vector<Manifest> ManifestTable::TakeRecovered() {
+  MutexLock lock(core_.mu);
+  return std::exchange(recovered_, {});
+}
+
+}  // namespace terrace::kvstore

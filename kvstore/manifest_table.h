@@ -1,0 +1,80 @@
+// ManifestTable: which manifests there are, and so which segments live and up to which block.
+//
+// A change is written before it is made, in one batch with the deletion of what nobody refers to
+// any more; when writing fails nothing has changed. Cost follows the ranges, and the blocks that
+// are in memory of what is freed.
+#ifndef TERRACE_KVSTORE_MANIFEST_TABLE_H_
+#define TERRACE_KVSTORE_MANIFEST_TABLE_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kvstore/block_store.h"
+#include "kvstore/disk_tier.h"
+#include "kvstore/store_core.h"
+#include "kvstore/write_behind.h"
+
+namespace terrace::kvstore {
+
+class ManifestTable {
+ public:
+  // `writer` is told when room on disk may have come; null without a disk.
+  ManifestTable(StoreCore& core, WriteBehind* writer) : core_(core), writer_(writer) {}
+
+  using MakeSegment =
+      std::function<SegmentRef(SegmentId id, const BlockLayout& layout, uint32_t first_block)>;
+  // Brings back manifests and segments, and deletes on disk what no manifest names. Call it once,
+  // first. DataLoss when the records contradict each other.
+  absl::Status Recover(const MakeSegment& make_segment);
+  std::vector<Manifest> TakeRecovered();
+
+  absl::Status Commit(const Manifest& manifest);
+  absl::Status Delete(std::string_view name);
+
+  // Frees what a segment still has; to be called before it is destroyed.
+  void Abandon(Segment& segment);
+
+ private:
+  // What changes for one segment: it ends at keep_end, or dies.
+  struct Cut {
+    Segment* segment = nullptr;
+    bool dies = false;
+    uint32_t keep_end = kOpenEnd;
+  };
+  using Ranges = std::vector<SegmentRange>;
+
+  absl::Status Check(const Manifest& manifest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  std::vector<Cut> Plan(const Ranges& before, const Ranges& after) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // Adds what a cut deletes on disk.
+  void Put(const Cut& cut, DiskBatch& batch) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  void Apply(const Cut& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // Frees the memory of rows of blocks [first_block, end_block) of a lane, and of all stripes from
+  // there on.
+  void FreeExtents(Segment& segment, uint16_t lane_index, uint32_t first_block, uint32_t end_block)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // `after` null: delete. Requires the disk turn.
+  absl::Status Change(const std::string& name, const Manifest* after);
+
+  absl::Status RecoverManifest(const std::string& name, const ManifestRecord& record,
+                               const MakeSegment& make_segment)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  void RecoverWatermark(Segment& segment, const std::vector<DurableExtent>& layers,
+                        DiskBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+
+  StoreCore& core_;
+  WriteBehind* const writer_;
+  std::map<std::string, Manifest, std::less<>> manifests_ ABSL_GUARDED_BY(core_.mu);
+  std::vector<Manifest> recovered_ ABSL_GUARDED_BY(core_.mu);
+  // While recovering.
+  std::map<SegmentId, SegmentRef> recovering_ ABSL_GUARDED_BY(core_.mu);
+};
+
+}  // namespace terrace::kvstore
+
+#endif  // TERRACE_KVSTORE_MANIFEST_TABLE_H_

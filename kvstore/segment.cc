@@ -1,0 +1,67 @@
+#include "kvstore/segment.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace terrace::kvstore {
+
+Segment::Segment(const void* its_owner, SegmentId its_id, BlockLayout its_layout,
+                 uint32_t its_first_block)
+    : owner(its_owner),
+      id(its_id),
+      layout(std::move(its_layout)),
+      first_block(its_first_block),
+      lanes(size_t{layout.layers} * layout.heads),
+      tail_rows(layout.layers, 0) {
+  for (Lane& lane : lanes) {
+    lane.durable_end = lane.sealed_end = lane.reserved_end = lane.flush_end = first_block;
+  }
+}
+
+BlockKey Segment::Key(uint16_t lane_index, uint32_t block) const {
+  return {.segment = id,
+          .layer = static_cast<uint16_t>(lane_index / layout.heads),
+          .head = static_cast<uint16_t>(lane_index % layout.heads),
+          .block = block};
+}
+
+Extent& Segment::ExtentAt(uint16_t lane_index, ExtentKind kind, uint32_t index) {
+  Lane& lane = lanes[lane_index];
+  std::vector<Extent>& extents = kind == ExtentKind::kRows ? lane.rows : lane.stripes;
+  if (index >= extents.size()) {
+    // Recovered blocks are known at once: one array of the right size.
+    const uint32_t last = std::max(lane.reserved_end, first_block + 1) - 1;
+    const uint32_t known = kind == ExtentKind::kRows ? last - first_block : StripeIndex(last);
+    if (known >= index) extents.reserve(size_t{known} + 1);
+    extents.resize(std::max(size_t{known}, size_t{index}) + 1);
+  }
+  return extents[index];
+}
+
+const Extent* Segment::FindExtent(uint16_t lane_index, ExtentKind kind, uint32_t index) const {
+  const Lane& lane = lanes[lane_index];
+  const std::vector<Extent>& extents = kind == ExtentKind::kRows ? lane.rows : lane.stripes;
+  return index < extents.size() ? &extents[index] : nullptr;
+}
+
+bool Segment::Freed(ExtentKind kind, uint32_t index) const {
+  if (dead) return true;
+  return (kind == ExtentKind::kRows ? first_block + index : StripeBlock(index)) >= trim_end;
+}
+
+bool Segment::Dirty(uint16_t lane_index, ExtentKind kind, uint32_t index) const {
+  const Lane& lane = lanes[lane_index];
+  if (kind == ExtentKind::kRows) return first_block + index >= lane.durable_end;
+  const uint32_t end = std::min(StripeBlock(index) + layout.stripe_blocks, lane.reserved_end);
+  return end > lane.durable_end;
+}
+
+uint32_t Segment::DurableEnd(uint16_t layer) const {
+  uint32_t end = kOpenEnd;
+  for (uint16_t head = 0; head < layout.heads; ++head) {
+    end = std::min(end, lane(layer, head).durable_end);
+  }
+  return end;
+}
+
+}  // namespace terrace::kvstore

@@ -1,0 +1,40 @@
+// What a tier holds and what went through it. Conservation (I8), for blocks of rows and their
+// bytes: admitted = resident + evicted + deleted.
+#ifndef TERRACE_KVSTORE_TIER_STATS_H_
+#define TERRACE_KVSTORE_TIER_STATS_H_
+
+#include <cstdint>
+#include <string>
+
+namespace terrace::kvstore {
+
+struct TierStats {
+  uint64_t capacity_bytes = 0;
+  // Bytes taken from the budget, never more than it: memory extents handed out, or physical bytes
+  // on disk.
+  uint64_t used_bytes = 0;
+  // Bytes that pins or unwritten blocks keep in place.
+  uint64_t pinned_bytes = 0;
+
+  uint64_t resident_blocks = 0;
+  uint64_t admitted_blocks = 0;
+  uint64_t evicted_blocks = 0;
+  uint64_t deleted_blocks = 0;
+  uint64_t resident_bytes = 0;
+  uint64_t admitted_bytes = 0;
+  uint64_t evicted_bytes = 0;
+  uint64_t deleted_bytes = 0;
+
+  // Bytes of stripes (memory) or pieces (disk).
+  uint64_t index_bytes = 0;
+
+  uint64_t read_bytes = 0;
+  uint64_t written_bytes = 0;
+  uint64_t error_count = 0;
+  std::string last_error;
+  uint64_t corrupt_granules = 0;
+};
+
+}  // namespace terrace::kvstore
+
+#endif  // TERRACE_KVSTORE_TIER_STATS_H_

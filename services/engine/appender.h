@@ -1,0 +1,55 @@
+// The writing half of a step: rows into the tail of a sequence, blocks sealed as they fill.
+#ifndef TERRACE_SERVICES_ENGINE_APPENDER_H_
+#define TERRACE_SERVICES_ENGINE_APPENDER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kvstore/block_store.h"
+#include "services/engine/sequence.h"
+#include "services/engine/work_pool.h"
+
+namespace terrace::engine {
+
+// Finite K and V of consecutive positions of one layer, [rows, kv_heads, head_dim] each.
+struct AppendRows {
+  int layer = 0;
+  int64_t position = 0;
+  int64_t rows = 0;
+  const float* k = nullptr;
+  const float* v = nullptr;
+};
+
+class Appender {
+ public:
+  // The caller holds sequence.gate (shared) and sequence.writer.
+  Appender(kvstore::BlockStore& store, WorkPool& pool, Sequence& sequence)
+      : store_(store), pool_(pool), sequence_(sequence) {}
+
+  // Appends rows that are new and compares those that stand already (I7).
+  //  * InvalidArgument: a value that the storage dtype or the index format cannot hold.
+  //  * FailedPrecondition: a gap.  AlreadyExists: other bytes stand; nothing was changed.
+  //  * ResourceExhausted, DeadlineExceeded: blocks that filled before it stand, and the layer's
+  //    length says so; a repeat goes on from there.
+  absl::Status Append(const AppendRows& rows, absl::Time deadline);
+
+ private:
+  absl::Status CheckRange(const AppendRows& rows) const;
+  // Bytes of row `i` of KV head `head` in storage dtype.
+  void Encode(const AppendRows& rows, int64_t i, int head, std::byte* out) const;
+  // Compares rows [0, count) with what stands.
+  absl::Status Compare(const AppendRows& rows, int64_t count, absl::Time deadline);
+  // Writes rows [first, first + count), all of one block.
+  absl::Status Write(const AppendRows& rows, int64_t first, int64_t count, absl::Time deadline);
+  absl::Status Seal(int layer, uint32_t block);
+
+  kvstore::BlockStore& store_;
+  WorkPool& pool_;
+  Sequence& sequence_;
+};
+
+}  // namespace terrace::engine
+
+#endif  // TERRACE_SERVICES_ENGINE_APPENDER_H_

@@ -1,0 +1,508 @@
+#include "services/engine/embedded_engine.h"
+
+#include <algorithm>
+#include <bit>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/engine/error.h"
+#include "services/engine/handle.h"
+
+namespace terrace::engine {
+namespace {
+
+constexpr size_t kNameBytesMax = 256;
+
+absl::Status CheckPowerOfTwo(const char* field, int got, int low, int high) {
+  if (got >= low && got <= high && std::has_single_bit(static_cast<unsigned>(got))) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": got ", got, ", expected a power of two from ", low, " to ", high));
+}
+
+absl::Status CheckName(const char* field, absl::string_view name) {
+  if (name.size() <= kNameBytesMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": got ", name.size(), " bytes, expected at most ", kNameBytesMax));
+}
+
+absl::Status CheckFingerprint(absl::string_view got, absl::string_view expected) {
+  if (got.empty() || got == expected) return absl::OkStatus();
+  return FingerprintMismatch(got, expected);
+}
+
+absl::Status CheckLayer(int layer, const Geometry& geometry) {
+  if (layer >= 0 && layer < geometry.layers) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("layer: got ", layer, ", expected 0 to ", geometry.layers - 1));
+}
+
+// Takes the gate shared for a scope, unless the deadline comes first.
+class SharedGate {
+ public:
+  SharedGate(Sequence& sequence, absl::Time deadline) ABSL_NO_THREAD_SAFETY_ANALYSIS
+      : sequence_(sequence),
+        held_(sequence.gate.ReaderLockWhenWithDeadline(absl::Condition::kTrue, deadline)) {
+    if (!held_) sequence_.gate.ReaderUnlock();
+  }
+  ~SharedGate() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    if (held_) sequence_.gate.ReaderUnlock();
+  }
+  SharedGate(const SharedGate&) = delete;
+  SharedGate& operator=(const SharedGate&) = delete;
+
+  bool held() const { return held_; }
+
+ private:
+  Sequence& sequence_;
+  bool held_;
+};
+
+}  // namespace
+
+absl::Status EmbeddedOptions::Validate() const {
+  absl::Status status = store.Validate();
+  if (status.ok()) status = CheckPowerOfTwo("block-tokens", block_tokens, 16, 1024);
+  if (status.ok()) {
+    status = CheckPowerOfTwo("index-tokens", index_tokens, block_tokens, 64 * block_tokens);
+  }
+  if (status.ok() && (compute_threads < 0 || compute_threads > 1024)) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("compute-threads: got ", compute_threads, ", expected 0 to 1024"));
+  }
+  return status;
+}
+
+EmbeddedEngine::EmbeddedEngine(const EmbeddedOptions& options) : options_(options) {
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  pool_ = std::make_unique<WorkPool>(options.compute_threads > 0 ? options.compute_threads : cores);
+}
+
+absl::StatusOr<std::unique_ptr<EmbeddedEngine>> EmbeddedEngine::Open(
+    const EmbeddedOptions& options) {
+  if (absl::Status status = options.Validate(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<kvstore::BlockStore>> store =
+      kvstore::BlockStore::Open(options.store);
+  if (!store.ok()) return store.status();
+  auto engine = std::unique_ptr<EmbeddedEngine>(new EmbeddedEngine(options));
+  engine->store_ = *std::move(store);
+  if (absl::Status status = engine->Recover(); !status.ok()) return status;
+  return engine;
+}
+
+absl::StatusOr<std::shared_ptr<Sequence>> EmbeddedEngine::Find(const Caller& caller,
+                                                               absl::string_view handle) const {
+  const absl::MutexLock lock(&mu_);
+  const auto found = sequences_.find(handle);
+  if (found == sequences_.end() || found->second->tenant != caller.tenant) {
+    return SequenceNotFound(handle);
+  }
+  return found->second;
+}
+
+absl::Status EmbeddedEngine::AddSequence(std::shared_ptr<Sequence> sequence) {
+  const absl::MutexLock lock(&mu_);
+  if (static_cast<int64_t>(sequences_.size()) >= options_.limits.max_sequences) {
+    return LimitExceeded(
+        absl::StrCat("sequences: got one more than the limit of ", options_.limits.max_sequences));
+  }
+  sequences_.emplace(sequence->handle, std::move(sequence));
+  return absl::OkStatus();
+}
+
+// Long stripes scan faster, but a stripe must fit an extent of the host tier: halves the stripe
+// until it does.
+absl::StatusOr<kvstore::SegmentRef> EmbeddedEngine::NewSegment(SequenceLayout& layout,
+                                                               uint32_t first_block,
+                                                               bool may_shrink_stripes) {
+  while (true) {
+    absl::StatusOr<kvstore::SegmentRef> segment = store_->CreateSegment(layout.block, first_block);
+    if (!absl::IsInvalidArgument(segment.status()) || !may_shrink_stripes ||
+        layout.block.stripe_blocks == 1) {
+      return segment;
+    }
+    layout.block.stripe_blocks /= 2;
+    layout.index.stripe_tokens /= 2;
+  }
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::Create(const Caller& caller,
+                                                    const SequenceSpec& spec) {
+  if (absl::Status status = spec.geometry.Validate(); !status.ok()) return status;
+  absl::Status names = CheckName("model_fingerprint", spec.model_fingerprint);
+  if (names.ok()) names = CheckName("adapter_id", spec.adapter_id);
+  if (!names.ok()) return names;
+  SequenceRecord record = {
+      .tenant = caller.tenant, .spec = spec, .writer_epoch = 1, .created = absl::Now()};
+  record.spec.geometry.Normalize();
+  SequenceLayout layout =
+      SequenceLayout::Make(record.spec, options_.block_tokens, options_.index_tokens);
+  absl::StatusOr<kvstore::SegmentRef> segment = NewSegment(layout, 0, true);
+  if (!segment.ok()) return segment.status();
+  auto sequence =
+      std::make_shared<Sequence>(NewHandle(options_.store.shard), std::move(layout), record);
+  const absl::ReaderMutexLock gate(&sequence->gate);
+  sequence->ranges.push_back({*segment, 0, kvstore::kOpenEnd});
+  if (absl::Status status = AddSequence(sequence); !status.ok()) return status;
+  if (absl::Status status = store_->CommitManifest(sequence->MakeManifest()); !status.ok()) {
+    const absl::MutexLock lock(&mu_);
+    sequences_.erase(sequence->handle);
+    return status;
+  }
+  return sequence->Info(*store_);
+}
+
+absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, int64_t length,
+                                      absl::Time deadline) {
+  const kvstore::BlockLayout& layout = sequence.layout.block;
+  const auto block = static_cast<uint32_t>(length / layout.block_tokens);
+  const auto rows = static_cast<uint32_t>(length % layout.block_tokens);
+  if (rows == 0) return absl::OkStatus();
+  const uint32_t granules = (rows + layout.granule_tokens - 1) / layout.granule_tokens;
+  for (uint16_t layer = 0; layer < layout.layers; ++layer) {
+    if (absl::Status status = store_->Reserve(to, layer, block, block + 1, deadline);
+        !status.ok()) {
+      return absl::IsResourceExhausted(status) ? NoRoom(status.message()) : status;
+    }
+    for (uint16_t head = 0; head < layout.heads; ++head) {
+      const kvstore::ReadRequest request = {
+          .segment = sequence.RangeOf(block).segment.get(),
+          .layer = layer,
+          .head = head,
+          .index = block,
+          .cells = granules >= 64 ? ~uint64_t{0} : (uint64_t{1} << granules) - 1};
+      const kvstore::Pins pins = store_->PinRows(absl::MakeConstSpan(&request, 1), deadline);
+      const kvstore::PinnedExtent& extent = pins.extents()[0];
+      if (extent.missing != 0) return extent.status;
+      std::copy_n(extent.data, size_t{rows} * layout.row_bytes,
+                  store_->OpenRows(to, layer, head, block));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<kvstore::SegmentRange>> EmbeddedEngine::Branch(Sequence& sequence,
+                                                                          int64_t length,
+                                                                          absl::Time deadline) {
+  const auto block = static_cast<uint32_t>(length / sequence.block_tokens());
+  absl::StatusOr<kvstore::SegmentRef> segment = NewSegment(sequence.layout, block, false);
+  if (!segment.ok()) return segment.status();
+  if (absl::Status status = CopyTail(sequence, **segment, length, deadline); !status.ok()) {
+    return status;
+  }
+  std::vector<kvstore::SegmentRange> ranges = sequence.CutRanges(block);
+  ranges.push_back({*segment, block, kvstore::kOpenEnd});
+  return ranges;
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::Fork(const Caller& caller, absl::string_view handle,
+                                                  int64_t position, absl::string_view fingerprint) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
+  if (!found.ok()) return found.status();
+  Sequence& parent = **found;
+  const SharedGate gate(parent, caller.deadline);
+  if (!gate.held()) return absl::DeadlineExceededError("fork: the sequence was busy");
+  if (parent.deleted) return SequenceNotFound(handle);
+  if (absl::Status status = CheckFingerprint(fingerprint, parent.spec.model_fingerprint);
+      !status.ok()) {
+    return status;
+  }
+  if (position < 0 || position > parent.length()) {
+    return absl::OutOfRangeError(absl::StrCat("fork position: got ", position,
+                                              ", expected at most the length ", parent.length()));
+  }
+  {
+    const absl::MutexLock writer(&parent.writer);
+    if (absl::Status status = RestoreTail(parent, caller.deadline); !status.ok()) return status;
+  }
+  absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges =
+      Branch(parent, position, caller.deadline);
+  if (!ranges.ok()) return ranges.status();
+  const SequenceRecord record = {
+      .tenant = parent.tenant, .spec = parent.spec, .writer_epoch = 1, .created = absl::Now()};
+  auto child = std::make_shared<Sequence>(NewHandle(options_.store.shard), parent.layout, record);
+  const absl::ReaderMutexLock child_gate(&child->gate);
+  child->ranges = *std::move(ranges);
+  for (std::atomic<int64_t>& length : child->layer_length) length = position;
+  if (absl::Status status = AddSequence(child); !status.ok()) return status;
+  if (absl::Status status = store_->CommitManifest(child->MakeManifest()); !status.ok()) {
+    const absl::MutexLock lock(&mu_);
+    sequences_.erase(child->handle);
+    return status;
+  }
+  return child->Info(*store_);
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::Resume(const Caller& caller, absl::string_view handle,
+                                                    absl::string_view fingerprint) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
+  if (!found.ok()) return found.status();
+  Sequence& sequence = **found;
+  const absl::WriterMutexLock gate(&sequence.gate);
+  if (sequence.deleted) return SequenceNotFound(handle);
+  if (absl::Status status = CheckFingerprint(fingerprint, sequence.spec.model_fingerprint);
+      !status.ok()) {
+    return status;
+  }
+  ++sequence.epoch;
+  if (absl::Status status = store_->CommitManifest(sequence.MakeManifest()); !status.ok()) {
+    --sequence.epoch;
+    return status;
+  }
+  sequence.Touch();
+  return sequence.Info(*store_);
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::Get(const Caller& caller, absl::string_view handle) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
+  if (!found.ok()) return found.status();
+  const absl::ReaderMutexLock gate(&(*found)->gate);
+  return (*found)->Info(*store_);
+}
+
+absl::Status EmbeddedEngine::RestoreTail(Sequence& sequence, absl::Time deadline) {
+  if (!sequence.tail_on_disk) return absl::OkStatus();
+  if (absl::Status status = store_->RestoreTail(sequence.open_segment(), deadline); !status.ok()) {
+    return status;
+  }
+  sequence.tail_on_disk = false;
+  return absl::OkStatus();
+}
+
+absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, uint64_t writer_epoch,
+                                          const AppendRows& rows, absl::Time deadline) {
+  const absl::MutexLock writer(&sequence.writer);
+  if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
+  if (rows.position + rows.rows > options_.limits.max_sequence_tokens) {
+    return LimitExceeded(absl::StrCat("sequence tokens: got ", rows.position + rows.rows,
+                                      ", expected at most ", options_.limits.max_sequence_tokens));
+  }
+  if (absl::Status status = RestoreTail(sequence, deadline); !status.ok()) return status;
+  return Appender(*store_, *pool_, sequence).Append(rows, deadline);
+}
+
+absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const AppendRequest& request) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, request.handle);
+  if (!found.ok()) return found.status();
+  Sequence& sequence = **found;
+  const Geometry& geometry = sequence.spec.geometry;
+  if (absl::Status status = CheckLayer(request.layer, geometry); !status.ok()) return status;
+  const absl::StatusOr<int64_t> rows = TensorRows("k", request.k);
+  if (!rows.ok()) return rows.status();
+  std::vector<float> k;
+  std::vector<float> v;
+  absl::Status status = ReadTensor("k", request.k, *rows, geometry.kv_heads, geometry.head_dim, &k);
+  if (status.ok()) {
+    status = ReadTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim, &v);
+  }
+  if (!status.ok()) return status;
+  const SharedGate gate(sequence, caller.deadline);
+  if (!gate.held()) return absl::DeadlineExceededError("append: the sequence was busy");
+  if (sequence.deleted) return SequenceNotFound(request.handle);
+  status = AppendLocked(sequence, request.writer_epoch,
+                        {.layer = request.layer,
+                         .position = request.position,
+                         .rows = *rows,
+                         .k = k.data(),
+                         .v = v.data()},
+                        caller.deadline);
+  if (!status.ok()) return status;
+  sequence.Touch();
+  return sequence.layer_length[request.layer].load();
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
+                                                      absl::string_view handle,
+                                                      uint64_t writer_epoch, int64_t length) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
+  if (!found.ok()) return found.status();
+  Sequence& sequence = **found;
+  const absl::WriterMutexLock gate(&sequence.gate);
+  if (sequence.deleted) return SequenceNotFound(handle);
+  if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
+  if (length < 0 || length > sequence.length()) {
+    return absl::OutOfRangeError(absl::StrCat("truncate length: got ", length,
+                                              ", expected at most the length ", sequence.length()));
+  }
+  if (absl::Status status = TruncateLocked(sequence, length, caller.deadline); !status.ok()) {
+    return status;
+  }
+  sequence.Touch();
+  return sequence.Info(*store_);
+}
+
+absl::Status EmbeddedEngine::TruncateLocked(Sequence& sequence, int64_t length,
+                                            absl::Time deadline) {
+  const absl::MutexLock writer(&sequence.writer);
+  if (absl::Status status = RestoreTail(sequence, deadline); !status.ok()) return status;
+  const int64_t block_tokens = sequence.block_tokens();
+  const int64_t end_block = length / block_tokens;
+  int64_t longest = 0;
+  for (const std::atomic<int64_t>& held : sequence.layer_length) {
+    longest = std::max(longest, held.load());
+  }
+  if (longest == length) return absl::OkStatus();
+  if (longest / block_tokens > end_block) {
+    // A sealed block is cut: blocks are immutable (I2), so writing goes on in a new segment.
+    absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges = Branch(sequence, length, deadline);
+    if (!ranges.ok()) return ranges.status();
+    std::swap(sequence.ranges, *ranges);
+    if (absl::Status status = store_->CommitManifest(sequence.MakeManifest()); !status.ok()) {
+      std::swap(sequence.ranges, *ranges);
+      return status;
+    }
+  } else if (absl::Status status = store_->DropTail(sequence.open_segment()); !status.ok()) {
+    return status;
+  }
+  for (std::atomic<int64_t>& held : sequence.layer_length) held = length;
+  ++sequence.generation;
+  const absl::MutexLock sums(&sequence.sums_mu);
+  for (PrefixSum& prefix : sequence.prefix_sums) {
+    if (prefix.blocks > end_block) prefix = PrefixSum();
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::Flush(const Caller& caller, absl::string_view handle) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
+  if (!found.ok()) return found.status();
+  Sequence& sequence = **found;
+  const SharedGate gate(sequence, caller.deadline);
+  if (!gate.held()) return absl::DeadlineExceededError("flush: the sequence was busy");
+  if (sequence.deleted) return SequenceNotFound(handle);
+  if (absl::Status status = FlushLocked(sequence, caller.deadline); !status.ok()) return status;
+  return sequence.Info(*store_);
+}
+
+absl::Status EmbeddedEngine::FlushLocked(Sequence& sequence, absl::Time deadline) {
+  const absl::MutexLock writer(&sequence.writer);
+  if (absl::Status status = RestoreTail(sequence, deadline); !status.ok()) return status;
+  for (size_t i = 0; i + 1 < sequence.ranges.size(); ++i) {
+    absl::Status status = store_->Flush(*sequence.ranges[i].segment, {}, deadline);
+    if (!status.ok()) return status;
+  }
+  std::vector<uint32_t> tail_rows;
+  for (const std::atomic<int64_t>& held : sequence.layer_length) {
+    tail_rows.push_back(static_cast<uint32_t>(held.load() % sequence.block_tokens()));
+  }
+  return store_->Flush(sequence.open_segment(), tail_rows, deadline);
+}
+
+absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view handle) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
+  if (!found.ok()) return found.status();
+  Sequence& sequence = **found;
+  const absl::WriterMutexLock gate(&sequence.gate);
+  if (sequence.deleted) return SequenceNotFound(handle);
+  if (absl::Status status = store_->DeleteManifest(sequence.handle); !status.ok()) return status;
+  sequence.deleted = true;
+  sequence.ranges.clear();
+  const absl::MutexLock lock(&mu_);
+  sequences_.erase(sequence.handle);
+  return absl::OkStatus();
+}
+
+std::vector<StepResult> EmbeddedEngine::Attend(const Caller& caller, int layer,
+                                               absl::Span<const StepRequest> requests,
+                                               const StepOptions& options) {
+  std::vector<StepResult> results(requests.size());
+  pool_->ParallelFor(static_cast<int>(requests.size()), [&](int i) {
+    results[i] = Finish(RunStep(caller, layer, requests[i], options, PartForm::kPartial, {}),
+                        options.return_selection);
+  });
+  return results;
+}
+
+StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequest& request,
+                                 const StepOptions& options, PartForm form, const HeldRows& held) {
+  const absl::Time start = absl::Now();
+  StepPart part;
+  const auto fail = [&part](absl::Status status) {
+    part.status = std::move(status);
+    return std::move(part);
+  };
+  const absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, request.handle);
+  if (!found.ok()) return fail(found.status());
+  Sequence& sequence = **found;
+  const Geometry& geometry = sequence.spec.geometry;
+  part.geometry = geometry;
+
+  absl::Status status = CheckLayer(layer, geometry);
+  if (status.ok()) {
+    status = CheckFingerprint(request.fingerprint, sequence.spec.model_fingerprint);
+  }
+  if (status.ok()) status = attention::ValidatePolicy(request.policy, geometry.head_dim);
+  if (!status.ok()) return fail(status);
+  const absl::StatusOr<int64_t> queries = TensorRows("q", request.q);
+  if (!queries.ok()) return fail(queries.status());
+  if (*queries > options_.limits.max_step_tokens) {
+    return fail(absl::InvalidArgumentError(absl::StrCat("q.shape: got ", *queries,
+                                                        " queries, expected at most ",
+                                                        options_.limits.max_step_tokens)));
+  }
+  if (!request.token_ids.empty() && static_cast<int64_t>(request.token_ids.size()) != *queries) {
+    return fail(absl::InvalidArgumentError(absl::StrCat("token_ids: got ", request.token_ids.size(),
+                                                        ", expected ", *queries, " or none")));
+  }
+  std::vector<float> q;
+  std::vector<float> k;
+  std::vector<float> v;
+  status = ReadTensor("q", request.q, *queries, geometry.query_heads, geometry.head_dim, &q);
+  const bool appends = !request.k.absent() || !request.v.absent();
+  if (status.ok() && appends) {
+    status = ReadTensor("k", request.k, *queries, geometry.kv_heads, geometry.head_dim, &k);
+  }
+  if (status.ok() && appends) {
+    status = ReadTensor("v", request.v, *queries, geometry.kv_heads, geometry.head_dim, &v);
+  }
+  if (!status.ok()) return fail(status);
+
+  const absl::Time deadline = std::min(caller.deadline, options.deadline);
+  const SharedGate gate(sequence, deadline);
+  if (!gate.held() || absl::Now() > deadline) {
+    return fail(absl::DeadlineExceededError("step: its deadline passed before it began"));
+  }
+  if (sequence.deleted) return fail(SequenceNotFound(request.handle));
+  part.layer_length = sequence.layer_length[layer].load();
+  if (appends) {
+    status = AppendLocked(sequence, request.writer_epoch,
+                          {.layer = layer,
+                           .position = request.position,
+                           .rows = *queries,
+                           .k = k.data(),
+                           .v = v.data()},
+                          deadline);
+    part.layer_length = sequence.layer_length[layer].load();
+    if (!status.ok()) return fail(status);
+    part.appended = true;
+  } else {
+    const absl::MutexLock writer(&sequence.writer);
+    status = RestoreTail(sequence, deadline);
+    if (!status.ok()) return fail(status);
+  }
+  if (request.position < 0 || request.position + *queries > part.layer_length) {
+    return fail(absl::OutOfRangeError(absl::StrCat("position: got ", request.position, " with ",
+                                                   *queries, " queries, expected at most ",
+                                                   part.layer_length, " rows of layer ", layer)));
+  }
+  part.account.stages.append = absl::Now() - start;
+  part.generation = sequence.generation;
+  const HeldRows none;
+  const StepInput input = {.layer = layer,
+                           .position = request.position,
+                           .queries = *queries,
+                           .q = q.data(),
+                           .policy = &request.policy,
+                           .held = held.generation == part.generation ? &held : &none};
+  StepOptions step_options = options;
+  step_options.deadline = deadline;
+  status = StepRunner(*store_, *pool_, sequence, input, step_options).Run(form, part);
+  part.account.stages.total = absl::Now() - start;
+  sequence.Touch();
+  if (!status.ok()) return fail(status);
+  return part;
+}
+
+}  // namespace terrace::engine

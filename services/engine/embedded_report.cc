@@ -1,0 +1,133 @@
+// What an EmbeddedEngine tells people: tiers, sequences, residency.
+#include <utility>
+
+#include "services/engine/embedded_engine.h"
+#include "services/engine/error.h"
+
+namespace terrace::engine {
+
+absl::StatusOr<std::vector<TierReport>> EmbeddedEngine::ListTiers() {
+  std::vector<TierReport> tiers;
+  tiers.push_back({.shard = shard(), .tier = Tier::kHost, .stats = store_->HostStats()});
+  if (!options_.store.disk_path.empty()) {
+    tiers.push_back({.shard = shard(), .tier = Tier::kDisk, .stats = store_->DiskStats()});
+  }
+  return tiers;
+}
+
+SequenceSummary EmbeddedEngine::Summarize(Sequence& sequence, std::vector<LayerResidency>* layers) {
+  SequenceSummary summary = {.handle = sequence.handle,
+                             .tenant = sequence.tenant,
+                             .model_fingerprint = sequence.spec.model_fingerprint,
+                             .length = sequence.length(),
+                             .durable_length = sequence.DurableLength(*store_),
+                             .created = sequence.created,
+                             .last_used = absl::FromUnixMicros(sequence.last_used_us)};
+  for (int layer = 0; layer < sequence.spec.geometry.layers; ++layer) {
+    LayerResidency total = {.layer = layer, .length = sequence.layer_length[layer].load()};
+    for (const kvstore::SegmentRange& range : sequence.ranges) {
+      const kvstore::Residency part = store_->Describe(*range.segment, static_cast<uint16_t>(layer),
+                                                       range.first_block, range.end_block);
+      total.blocks += part.sealed_blocks;
+      total.host_blocks += part.host_blocks;
+      total.disk_blocks += part.disk_blocks;
+      total.host_row_bytes += part.host_row_bytes;
+      total.host_index_bytes += part.host_index_bytes;
+      total.disk_bytes += part.disk_bytes;
+    }
+    summary.host_bytes += total.host_row_bytes + total.host_index_bytes;
+    summary.disk_bytes += total.disk_bytes;
+    if (layers != nullptr) layers->push_back(total);
+  }
+  return summary;
+}
+
+absl::StatusOr<std::vector<SequenceSummary>> EmbeddedEngine::ListSequences(absl::string_view tenant,
+                                                                           absl::string_view after,
+                                                                           int limit) {
+  std::vector<std::shared_ptr<Sequence>> page;
+  {
+    const absl::MutexLock lock(&mu_);
+    for (auto it = sequences_.upper_bound(after);
+         it != sequences_.end() && static_cast<int>(page.size()) < limit; ++it) {
+      if (tenant.empty() || it->second->tenant == tenant) page.push_back(it->second);
+    }
+  }
+  std::vector<SequenceSummary> summaries;
+  for (const std::shared_ptr<Sequence>& sequence : page) {
+    const absl::ReaderMutexLock gate(&sequence->gate);
+    if (!sequence->deleted) summaries.push_back(Summarize(*sequence, nullptr));
+  }
+  return summaries;
+}
+
+absl::StatusOr<SequenceDescription> EmbeddedEngine::Describe(absl::string_view handle) {
+  std::shared_ptr<Sequence> sequence;
+  {
+    const absl::MutexLock lock(&mu_);
+    const auto found = sequences_.find(handle);
+    if (found == sequences_.end()) return SequenceNotFound(handle);
+    sequence = found->second;
+  }
+  const absl::ReaderMutexLock gate(&sequence->gate);
+  if (sequence->deleted) return SequenceNotFound(handle);
+  SequenceDescription description;
+  description.summary = Summarize(*sequence, &description.layers);
+  description.info = sequence->Info(*store_);
+  for (const kvstore::SegmentRange& range : sequence->ranges) {
+    const bool open = range.end_block == kvstore::kOpenEnd;
+    description.segments.push_back({.segment = static_cast<uint64_t>(store_->id(*range.segment)),
+                                    .first_block = range.first_block,
+                                    .end_block = open ? 0 : range.end_block});
+  }
+  return description;
+}
+
+absl::StatusOr<std::vector<std::byte>> EmbeddedEngine::ReadRows(
+    const Caller& caller, absl::string_view handle, int layer, int head,
+    absl::Span<const uint32_t> positions) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
+  if (!found.ok()) return found.status();
+  Sequence& sequence = **found;
+  const absl::ReaderMutexLock gate(&sequence.gate);
+  if (sequence.deleted) return SequenceNotFound(handle);
+  const Geometry& geometry = sequence.spec.geometry;
+  if (layer < 0 || layer >= geometry.layers || head < 0 || head >= geometry.kv_heads) {
+    return absl::OutOfRangeError("layer or kv_head beyond the sequence's geometry");
+  }
+  {
+    const absl::MutexLock writer(&sequence.writer);
+    if (absl::Status status = RestoreTail(sequence, caller.deadline); !status.ok()) return status;
+  }
+  const kvstore::BlockLayout& layout = sequence.layout.block;
+  const int64_t length = sequence.layer_length[layer].load();
+  std::vector<kvstore::ReadRequest> requests;
+  for (const uint32_t position : positions) {
+    if (position >= length) {
+      return absl::OutOfRangeError("positions: got one beyond the layer's length");
+    }
+    const uint32_t block = position / layout.block_tokens;
+    if (requests.empty() || requests.back().index != block) {
+      requests.push_back({.segment = sequence.RangeOf(block).segment.get(),
+                          .layer = static_cast<uint16_t>(layer),
+                          .head = static_cast<uint16_t>(head),
+                          .index = block,
+                          .cells = 0});
+    }
+    requests.back().cells |= uint64_t{1} << position % layout.block_tokens / layout.granule_tokens;
+  }
+  const kvstore::Pins pins = store_->PinRows(requests, caller.deadline);
+  std::vector<std::byte> rows;
+  rows.reserve(positions.size() * layout.row_bytes);
+  size_t request = 0;
+  for (const uint32_t position : positions) {
+    while (requests[request].index != position / layout.block_tokens) ++request;
+    const kvstore::PinnedExtent& extent = pins.extents()[request];
+    if (extent.missing != 0) return extent.status;
+    const std::byte* row = extent.data + size_t{position % layout.block_tokens} * layout.row_bytes;
+    rows.insert(rows.end(), row, row + layout.row_bytes);
+  }
+  return rows;
+}
+
+}  // namespace terrace::engine

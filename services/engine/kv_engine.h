@@ -1,0 +1,88 @@
+// KvEngine: sequences of K and V, and attention over them. The seam between a service and where
+// the data lives: embedded (tiers in this process) or remote (kv-store shards). A service cannot
+// tell them apart, and on one host both give the same bits (I10).
+#ifndef TERRACE_SERVICES_ENGINE_KV_ENGINE_H_
+#define TERRACE_SERVICES_ENGINE_KV_ENGINE_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "services/engine/geometry.h"
+#include "services/engine/report.h"
+#include "services/engine/sequence_info.h"
+#include "services/engine/step.h"
+
+namespace terrace::engine {
+
+// On whose behalf, and until when.
+struct Caller {
+  std::string tenant = "default";
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+// K and V of consecutive positions of one layer, [n, kv_heads, head_dim] each.
+struct AppendRequest {
+  absl::string_view handle;
+  uint64_t writer_epoch = 0;
+  int layer = 0;
+  int64_t position = 0;
+  TensorView k;
+  TensorView v;
+};
+
+struct Limits {
+  int max_batch = 256;
+  int64_t max_step_tokens = 4096;
+  int64_t max_sequence_tokens = int64_t{4} << 20;
+  int64_t max_sequences = 65536;
+};
+
+// Thread-safe. A sequence has one writer at a time: a second one is fenced by the epoch. Readers
+// see a consistent length.
+class KvEngine {
+ public:
+  virtual ~KvEngine() = default;
+
+  // The returned epoch is what the caller writes with.
+  virtual absl::StatusOr<SequenceInfo> Create(const Caller& caller, const SequenceSpec& spec) = 0;
+  // OutOfRange beyond the length. An empty fingerprint is not compared.
+  virtual absl::StatusOr<SequenceInfo> Fork(const Caller& caller, absl::string_view handle,
+                                            int64_t position, absl::string_view fingerprint) = 0;
+  // Takes over writing.
+  virtual absl::StatusOr<SequenceInfo> Resume(const Caller& caller, absl::string_view handle,
+                                              absl::string_view fingerprint) = 0;
+  virtual absl::StatusOr<SequenceInfo> Get(const Caller& caller, absl::string_view handle) = 0;
+
+  // Idempotent (I7). The layer's length afterwards.
+  virtual absl::StatusOr<int64_t> Append(const Caller& caller, const AppendRequest& request) = 0;
+  // OutOfRange beyond the length.
+  virtual absl::StatusOr<SequenceInfo> Truncate(const Caller& caller, absl::string_view handle,
+                                                uint64_t writer_epoch, int64_t length) = 0;
+  virtual absl::StatusOr<SequenceInfo> Flush(const Caller& caller, absl::string_view handle) = 0;
+  virtual absl::Status Delete(const Caller& caller, absl::string_view handle) = 0;
+
+  // One step of one layer for a batch; one result per request, each with its own status (I9).
+  virtual std::vector<StepResult> Attend(const Caller& caller, int layer,
+                                         absl::Span<const StepRequest> requests,
+                                         const StepOptions& options) = 0;
+
+  // For people; all tenants.
+  virtual absl::StatusOr<std::vector<TierReport>> ListTiers() = 0;
+  // At most `limit` summaries with a handle after `after`, in order of handle.
+  virtual absl::StatusOr<std::vector<SequenceSummary>> ListSequences(absl::string_view tenant,
+                                                                     absl::string_view after,
+                                                                     int limit) = 0;
+  virtual absl::StatusOr<SequenceDescription> Describe(absl::string_view handle) = 0;
+
+  virtual Limits limits() const = 0;
+};
+
+}  // namespace terrace::engine
+
+#endif  // TERRACE_SERVICES_ENGINE_KV_ENGINE_H_

@@ -1,0 +1,92 @@
+#include "services/engine/sequence.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+#include <utility>
+
+namespace terrace::engine {
+
+Sequence::Sequence(std::string handle_in, SequenceLayout layout_in, const SequenceRecord& record)
+    : handle(std::move(handle_in)),
+      layout(std::move(layout_in)),
+      tenant(record.tenant),
+      spec(record.spec),
+      created(record.created),
+      epoch(record.writer_epoch),
+      layer_length(record.spec.geometry.layers),
+      generation((uint64_t{std::random_device{}()} << 32) | 1),
+      prefix_sums(static_cast<size_t>(record.spec.geometry.layers) *
+                  record.spec.geometry.kv_heads) {
+  Touch();
+}
+
+int64_t Sequence::length() const {
+  int64_t shortest = layer_length[0].load();
+  for (const std::atomic<int64_t>& length : layer_length) {
+    shortest = std::min(shortest, length.load());
+  }
+  return shortest;
+}
+
+const kvstore::SegmentRange& Sequence::RangeOf(uint32_t block) const {
+  for (const kvstore::SegmentRange& range : ranges) {
+    if (block >= range.first_block && block < range.end_block) return range;
+  }
+  std::abort();  // A caller asked for a block beyond the sequence.
+}
+
+std::vector<kvstore::SegmentRange> Sequence::CutRanges(uint32_t end_block) const {
+  std::vector<kvstore::SegmentRange> kept;
+  for (const kvstore::SegmentRange& range : ranges) {
+    if (range.first_block >= end_block) break;
+    kept.push_back(range);
+    kept.back().end_block = std::min(range.end_block, end_block);
+  }
+  return kept;
+}
+
+int64_t Sequence::DurableLayerLength(const kvstore::BlockStore& store, int layer) const {
+  const int64_t held = layer_length[layer].load();
+  int64_t durable = 0;
+  for (const kvstore::SegmentRange& range : ranges) {
+    const kvstore::DurableExtent extent =
+        store.Durable(*range.segment, static_cast<uint16_t>(layer));
+    if (extent.end_block < range.end_block) {
+      const int64_t blocks = std::max(extent.end_block, range.first_block);
+      const bool open = range.end_block == kvstore::kOpenEnd;
+      durable = blocks * block_tokens() + (open ? extent.tail_rows : 0);
+      break;
+    }
+    durable = int64_t{range.end_block} * block_tokens();
+  }
+  return std::min(durable, held);
+}
+
+int64_t Sequence::DurableLength(const kvstore::BlockStore& store) const {
+  int64_t durable = length();
+  for (int layer = 0; layer < spec.geometry.layers; ++layer) {
+    durable = std::min(durable, DurableLayerLength(store, layer));
+  }
+  return durable;
+}
+
+kvstore::Manifest Sequence::MakeManifest() const {
+  const SequenceRecord record = {
+      .tenant = tenant, .spec = spec, .writer_epoch = epoch, .created = created};
+  return {.name = handle, .attributes = EncodeRecord(record), .ranges = ranges};
+}
+
+SequenceInfo Sequence::Info(const kvstore::BlockStore& store) const {
+  SequenceInfo info;
+  info.handle = handle;
+  info.length = length();
+  info.durable_length = DurableLength(store);
+  info.writer_epoch = epoch;
+  info.spec = spec;
+  info.block_tokens = static_cast<int>(block_tokens());
+  for (const std::atomic<int64_t>& layer : layer_length) info.layer_lengths.push_back(layer);
+  return info;
+}
+
+}  // namespace terrace::engine

@@ -1,0 +1,36 @@
+// What a sequence is and how far it goes.
+#ifndef TERRACE_SERVICES_ENGINE_SEQUENCE_INFO_H_
+#define TERRACE_SERVICES_ENGINE_SEQUENCE_INFO_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "attention/score_index.h"
+#include "services/engine/geometry.h"
+
+namespace terrace::engine {
+
+// Fixed when the sequence is opened.
+struct SequenceSpec {
+  Geometry geometry;
+  std::string model_fingerprint;
+  std::string adapter_id;
+  attention::IndexFormat index_format = attention::IndexFormat::kInt8;
+};
+
+struct SequenceInfo {
+  std::string handle;
+  // Tokens held in every layer.
+  int64_t length = 0;
+  // Tokens that a crash would leave.
+  int64_t durable_length = 0;
+  uint64_t writer_epoch = 0;
+  SequenceSpec spec;
+  int block_tokens = 0;
+  std::vector<int64_t> layer_lengths;
+};
+
+}  // namespace terrace::engine
+
+#endif  // TERRACE_SERVICES_ENGINE_SEQUENCE_INFO_H_

@@ -1,0 +1,51 @@
+#include "services/engine/step.h"
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace terrace::engine {
+
+absl::StatusOr<int64_t> TensorRows(absl::string_view field, const TensorView& tensor) {
+  if (tensor.shape.size() == 3 && tensor.shape[0] > 0) return tensor.shape[0];
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ".shape: got [", absl::StrJoin(tensor.shape, ", "),
+                   "], expected [n, heads, head_dim] with n of at least 1"));
+}
+
+absl::Status ReadTensor(absl::string_view field, const TensorView& tensor, int64_t n, int heads,
+                        int dim, std::vector<float>* floats) {
+  const bool shape_fits = tensor.shape.size() == 3 && tensor.shape[0] == n &&
+                          tensor.shape[1] == static_cast<uint32_t>(heads) &&
+                          tensor.shape[2] == static_cast<uint32_t>(dim);
+  if (!shape_fits) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ".shape: got [", absl::StrJoin(tensor.shape, ", "), "], expected [", n,
+                     ", ", heads, ", ", dim, "]"));
+  }
+  const size_t count = static_cast<size_t>(n) * heads * dim;
+  const size_t expected = count * attention::DtypeBytes(tensor.dtype);
+  if (tensor.data.size() != expected) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ".data: got ", tensor.data.size(), " bytes, expected ", expected,
+                     " of ", std::string(attention::DtypeName(tensor.dtype))));
+  }
+  floats->resize(count);
+  attention::ToFloat(tensor.dtype, tensor.data.data(), count, floats->data());
+  if (!attention::AllFinite(floats->data(), count)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": holds NaN or infinity, expected finite numbers"));
+  }
+  return absl::OkStatus();
+}
+
+TierRead& TierRead::operator+=(const TierRead& other) {
+  rows += other.rows;
+  row_bytes += other.row_bytes;
+  index_bytes += other.index_bytes;
+  sum_bytes += other.sum_bytes;
+  physical_bytes += other.physical_bytes;
+  return *this;
+}
+
+}  // namespace terrace::engine

@@ -1,0 +1,96 @@
+#include "services/engine/work_pool.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace terrace::engine {
+
+// Items of one ParallelFor. Helpers may look at a batch after its owner has gone, so they share it;
+// they call the body only for items they won, and the owner waits for those.
+class WorkPool::Batch {
+ public:
+  Batch(int count, const std::function<void(int)>& body) : count_(count), body_(body) {}
+
+  // Works until no item is left to start.
+  void Run() {
+    int finished = 0;
+    for (int item = next_.fetch_add(1); item < count_; item = next_.fetch_add(1)) {
+      body_(item);
+      ++finished;
+    }
+    if (finished == 0) return;
+    const absl::MutexLock lock(&mu_);
+    done_ += finished;
+  }
+
+  void Wait() {
+    const absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(
+        +[](Batch* batch)
+             ABSL_EXCLUSIVE_LOCKS_REQUIRED(batch->mu_) { return batch->done_ == batch->count_; },
+        this));
+  }
+
+  bool started_all() const { return next_.load() >= count_; }
+
+ private:
+  const int count_;
+  const std::function<void(int)>& body_;
+  std::atomic<int> next_{0};
+  absl::Mutex mu_;
+  int done_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+WorkPool::WorkPool(int threads) {
+  for (int i = 1; i < threads; ++i) helpers_.emplace_back([this] { Help(); });
+}
+
+WorkPool::~WorkPool() {
+  {
+    const absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
+  for (std::thread& helper : helpers_) helper.join();
+}
+
+void WorkPool::ParallelFor(int count, const std::function<void(int)>& body) {
+  if (count <= 1 || helpers_.empty()) {
+    for (int item = 0; item < count; ++item) body(item);
+    return;
+  }
+  const auto batch = std::make_shared<Batch>(count, body);
+  {
+    const absl::MutexLock lock(&mu_);
+    open_.push_back(batch);
+  }
+  batch->Run();
+  {
+    const absl::MutexLock lock(&mu_);
+    const auto found = std::find(open_.begin(), open_.end(), batch);
+    if (found != open_.end()) open_.erase(found);
+  }
+  batch->Wait();
+}
+
+void WorkPool::Help() {
+  while (true) {
+    std::shared_ptr<Batch> batch;
+    {
+      const absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(
+          +[](WorkPool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pool->mu_) {
+            return pool->stopping_ || !pool->open_.empty();
+          },
+          this));
+      if (stopping_) return;
+      batch = open_.front();
+      if (batch->started_all()) {
+        open_.pop_front();
+        continue;
+      }
+    }
+    batch->Run();
+  }
+}
+
+}  // namespace terrace::engine

@@ -1,0 +1,43 @@
+// Text to tokens and back, for models whose tokens are bytes.
+#ifndef TERRACE_SERVICES_FRONTEND_TOKENIZER_H_
+#define TERRACE_SERVICES_FRONTEND_TOKENIZER_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "services/frontend/llama_config.h"
+
+namespace terrace::frontend {
+
+// Tokenizer of a byte-level model: tokens 0..255 are bytes, 256 begins a text, and what follows
+// are special tokens and padding of the vocabulary. Immutable.
+class Tokenizer {
+ public:
+  // Unimplemented, with the reason, unless the checkpoint is byte level: no tokenizer files in
+  // `directory`, a vocabulary in [258, 512) and special tokens from 256 on.
+  static absl::StatusOr<Tokenizer> ForModel(const std::string& directory,
+                                            const LlamaConfig& config);
+
+  // The token that begins every text, then one token per byte.
+  std::vector<uint32_t> EncodeDocument(absl::string_view text) const;
+  // One token per byte.
+  std::vector<uint32_t> Encode(absl::string_view text) const;
+
+  // The bytes that a token stands for; none for a special token.
+  std::string Decode(uint32_t token) const;
+  bool EndsText(uint32_t token) const;
+
+ private:
+  std::vector<uint32_t> eos_tokens_;
+};
+
+// Text that is safe to write to a terminal: control bytes except newline and tab become \xNN,
+// every other byte stays as it is.
+std::string EscapeControls(absl::string_view text);
+
+}  // namespace terrace::frontend
+
+#endif  // TERRACE_SERVICES_FRONTEND_TOKENIZER_H_

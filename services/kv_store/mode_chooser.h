@@ -1,0 +1,40 @@
+// Which of ROWS and PARTIAL is faster, by measured time.
+#ifndef TERRACE_SERVICES_KV_STORE_MODE_CHOOSER_H_
+#define TERRACE_SERVICES_KV_STORE_MODE_CHOOSER_H_
+
+#include <cstdint>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "services/engine/step.h"
+
+namespace terrace::kv_store {
+
+// Keeps the faster mode and probes the other now and then. Thread-safe.
+class ModeChooser {
+ public:
+  engine::RemoteMode Choose();
+  // What a step in that mode took.
+  void Observe(engine::RemoteMode mode, absl::Duration took);
+
+ private:
+  // One step in this many runs in the slower mode.
+  static constexpr uint64_t kProbeEvery = 64;
+  // Weight of the newest measurement.
+  static constexpr double kNewest = 0.1;
+
+  struct Track {
+    bool known = false;
+    double seconds = 0;
+  };
+
+  absl::Mutex mu_;
+  Track rows_ ABSL_GUARDED_BY(mu_);
+  Track partial_ ABSL_GUARDED_BY(mu_);
+  uint64_t choices_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+}  // namespace terrace::kv_store
+
+#endif  // TERRACE_SERVICES_KV_STORE_MODE_CHOOSER_H_

@@ -1,0 +1,68 @@
+// A worker's side of one kv-store: its channel, its verbs, its streams of steps.
+#ifndef TERRACE_SERVICES_KV_STORE_SHARD_H_
+#define TERRACE_SERVICES_KV_STORE_SHARD_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "services/engine/kv_engine.h"
+#include "services/kv_store/mode_chooser.h"
+#include "services/kv_store/step_channel.h"
+#include "terrace/v1/admin.pb.h"
+#include "terrace/v1/attention.pb.h"
+
+namespace terrace::kv_store {
+
+// Thread-safe.
+class Shard {
+ public:
+  Shard(std::string endpoint, uint64_t max_message_bytes);
+  ~Shard();
+
+  const std::string& endpoint() const { return endpoint_; }
+  // The shard number that the store gave, once it has answered.
+  std::optional<uint16_t> number() const;
+  // Asks the store who it is, unless it has said so. Unavailable when it does not answer.
+  absl::Status Identify(absl::Time deadline);
+
+  absl::Status OpenSequence(const engine::Caller& caller, const v1::OpenSequenceRequest& request,
+                            v1::OpenSequenceResponse* response);
+  absl::Status Append(const engine::Caller& caller, const v1::AppendKvRequest& request,
+                      v1::AppendKvResponse* response);
+  absl::Status Truncate(const engine::Caller& caller, const v1::TruncateRequest& request,
+                        v1::TruncateResponse* response);
+  absl::Status Flush(const engine::Caller& caller, const v1::FlushRequest& request,
+                     v1::FlushResponse* response);
+  absl::Status Close(const engine::Caller& caller, const v1::CloseRequest& request);
+  absl::Status GetSequence(const engine::Caller& caller, const v1::GetSequenceRequest& request,
+                           v1::GetSequenceResponse* response);
+  absl::Status ListTiers(v1::ListTiersResponse* response);
+  absl::Status ListSequences(const v1::ListSequencesRequest& request,
+                             v1::ListSequencesResponse* response);
+  absl::Status Describe(const v1::DescribeSequenceRequest& request,
+                        v1::DescribeSequenceResponse* response);
+
+  StepChannel& steps() { return *steps_; }
+  ModeChooser& modes() { return modes_; }
+
+ private:
+  struct Stubs;
+
+  const std::string endpoint_;
+  std::unique_ptr<Stubs> stubs_;
+  std::unique_ptr<StepChannel> steps_;
+  ModeChooser modes_;
+  mutable absl::Mutex mu_;
+  std::optional<uint16_t> number_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace terrace::kv_store
+
+#endif  // TERRACE_SERVICES_KV_STORE_SHARD_H_

@@ -1,0 +1,104 @@
+#include "services/runtime/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "services/runtime/version.h"
+
+namespace terrace::runtime {
+namespace {
+
+// Clients ping every 20 s; the default minimum of five minutes would hang up on them.
+constexpr int kMinPingIntervalMs = 10'000;
+// Messages of many megabytes come and go: keep their memory instead of asking the kernel each time.
+constexpr int kKeepAllocationBytes = 256 << 20;
+
+sigset_t StopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  return signals;
+}
+
+// Readers must never see half a number: written aside, then renamed.
+absl::Status WritePort(const std::string& path, int port) {
+  if (path.empty()) return absl::OkStatus();
+  const std::string aside = absl::StrCat(path, ".tmp");
+  std::ofstream file(aside);
+  file << port << "\n";
+  file.close();
+  if (!file || std::rename(aside.c_str(), path.c_str()) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("port-file: cannot write ", path));
+  }
+  return absl::OkStatus();
+}
+
+void SetHealth(grpc::Server& server, bool ready) {
+  grpc::HealthCheckServiceInterface* health = server.GetHealthCheckService();
+  health->SetServingStatus("", ready);
+  health->SetServingStatus("readiness", ready);
+  health->SetServingStatus("liveness", true);
+}
+
+}  // namespace
+
+void InitProcess(const std::string& log_level) {
+  const sigset_t signals = StopSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  mallopt(M_MMAP_THRESHOLD, kKeepAllocationBytes);
+  mallopt(M_TRIM_THRESHOLD, kKeepAllocationBytes);
+  spdlog::set_level(spdlog::level::from_str(log_level));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
+}
+
+absl::Status Serve(const ServerFlags& flags, absl::string_view name,
+                   const std::vector<grpc::Service*>& services, Drain& drain) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  const int message_max = static_cast<int>(flags.max_message_bytes);
+  builder.SetMaxReceiveMessageSize(message_max);
+  builder.SetMaxSendMessageSize(message_max);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kMinPingIntervalMs);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  int port = 0;
+  builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(), &port);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("listen: cannot serve on ", flags.listen, ": is the address in use?"));
+  }
+  SetHealth(*server, true);
+  if (absl::Status status = WritePort(flags.port_file, port); !status.ok()) return status;
+  spdlog::info("event=serving name={} version={} listen={} port={} threads={}", std::string(name),
+               kVersion, flags.listen, port, flags.threads);
+
+  const sigset_t signals = StopSignals();
+  int received = 0;
+  sigwait(&signals, &received);
+  spdlog::info("event=draining signal={} timeout={}", received,
+               absl::FormatDuration(flags.drain_timeout));
+  SetHealth(*server, false);
+  drain.Start();
+  server->Shutdown(std::chrono::system_clock::now() +
+                   absl::ToChronoMilliseconds(flags.drain_timeout));
+  server->Wait();
+  spdlog::info("event=stopped");
+  return absl::OkStatus();
+}
+
+}  // namespace terrace::runtime

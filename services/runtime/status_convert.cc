@@ -1,0 +1,75 @@
+#include "services/runtime/status_convert.h"
+
+#include <string>
+
+#include "google/rpc/error_details.pb.h"
+#include "services/engine/error.h"
+
+namespace terrace::runtime {
+namespace {
+
+constexpr size_t kMessageBytesMax = 2048;
+constexpr char kDomain[] = "terrace";
+
+absl::Status Make(int code, const std::string& message) {
+  return {static_cast<absl::StatusCode>(code), message};
+}
+
+}  // namespace
+
+google::rpc::Status ToRpcStatus(const absl::Status& status) {
+  google::rpc::Status rpc;
+  rpc.set_code(static_cast<int>(status.code()));
+  rpc.set_message(std::string(status.message().substr(0, kMessageBytesMax)));
+  const std::optional<engine::ErrorDetail> detail = engine::DetailOf(status);
+  if (!detail.has_value()) return rpc;
+  google::rpc::ErrorInfo info;
+  info.set_reason(detail->reason);
+  info.set_domain(kDomain);
+  info.mutable_metadata()->insert(detail->metadata.begin(), detail->metadata.end());
+  rpc.add_details()->PackFrom(info);
+  if (detail->retry_delay.has_value()) {
+    google::rpc::RetryInfo retry;
+    const int64_t nanos = absl::ToInt64Nanoseconds(*detail->retry_delay);
+    retry.mutable_retry_delay()->set_seconds(nanos / 1'000'000'000);
+    retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(nanos % 1'000'000'000));
+    rpc.add_details()->PackFrom(retry);
+  }
+  return rpc;
+}
+
+absl::Status FromRpcStatus(const google::rpc::Status& rpc) {
+  absl::Status status = Make(rpc.code(), rpc.message());
+  engine::ErrorDetail detail;
+  for (const google::protobuf::Any& any : rpc.details()) {
+    google::rpc::ErrorInfo info;
+    google::rpc::RetryInfo retry;
+    if (any.UnpackTo(&info) && info.domain() == kDomain) {
+      detail.reason = info.reason();
+      detail.metadata = {info.metadata().begin(), info.metadata().end()};
+    } else if (any.UnpackTo(&retry)) {
+      detail.retry_delay = absl::Seconds(retry.retry_delay().seconds()) +
+                           absl::Nanoseconds(retry.retry_delay().nanos());
+    }
+  }
+  if (status.ok() || detail.reason.empty()) return status;
+  return engine::WithDetail(status, detail);
+}
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  const google::rpc::Status rpc = ToRpcStatus(status);
+  return {static_cast<grpc::StatusCode>(rpc.code()), rpc.message(), rpc.SerializeAsString()};
+}
+
+absl::Status FromGrpcStatus(const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  google::rpc::Status rpc;
+  if (!status.error_details().empty() && rpc.ParseFromString(status.error_details()) &&
+      rpc.code() == static_cast<int>(status.error_code())) {
+    return FromRpcStatus(rpc);
+  }
+  return Make(status.error_code(), status.error_message());
+}
+
+}  // namespace terrace::runtime

@@ -1,0 +1,22 @@
+// absl::Status to and from what gRPC carries: codes one to one, details as google.rpc.ErrorInfo and
+// RetryInfo in google.rpc.Status.
+#ifndef TERRACE_SERVICES_RUNTIME_STATUS_CONVERT_H_
+#define TERRACE_SERVICES_RUNTIME_STATUS_CONVERT_H_
+
+#include <grpcpp/support/status.h>
+
+#include "absl/status/status.h"
+#include "google/rpc/status.pb.h"
+
+namespace terrace::runtime {
+
+google::rpc::Status ToRpcStatus(const absl::Status& status);
+absl::Status FromRpcStatus(const google::rpc::Status& status);
+
+// A message too long for gRPC's trailers is cut.
+grpc::Status ToGrpcStatus(const absl::Status& status);
+absl::Status FromGrpcStatus(const grpc::Status& status);
+
+}  // namespace terrace::runtime
+
+#endif  // TERRACE_SERVICES_RUNTIME_STATUS_CONVERT_H_

@@ -1,0 +1,164 @@
+// One long-lived bidirectional stream of steps: many requests in flight, answered in the order of
+// completion. Includes gRPC: for service .cc files only.
+#ifndef TERRACE_SERVICES_RUNTIME_STEP_STREAM_H_
+#define TERRACE_SERVICES_RUNTIME_STEP_STREAM_H_
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "services/engine/error.h"
+#include "services/runtime/call.h"
+#include "services/runtime/drain.h"
+#include "services/runtime/executor.h"
+#include "services/runtime/status_convert.h"
+
+namespace terrace::runtime {
+
+// Request and Response carry a request_id, and Response a google.rpc.Status `status`.
+// Deletes itself when the call is over.
+template <typename Request, typename Response>
+class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
+ public:
+  // Answers one request; may wait. `arrival` is when it was read.
+  using Handler = std::function<void(const Request&, absl::Time arrival, Response*)>;
+
+  StepStream(grpc::CallbackServerContext* context, Executor& executor, Drain& drain,
+             Handler handler)
+      : context_(context), executor_(executor), drain_(drain), handler_(std::move(handler)) {
+    drain_id_ = drain_.Add([this] {
+      Response goodbye;
+      *goodbye.mutable_status() = ToRpcStatus(engine::Draining());
+      Update([this, &goodbye]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        draining_ = true;
+        answers_.push_back(std::move(goodbye));
+      });
+    });
+    Update([] {});
+  }
+
+  void OnReadDone(bool ok) override {
+    std::shared_ptr<Request> request;
+    Update([this, ok, &request]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      reading_ = false;
+      read_done_ = !ok;
+      if (!ok) return;
+      request = std::move(next_);
+      ++in_flight_;
+    });
+    if (request != nullptr) Dispatch(std::move(request));
+  }
+
+  void OnWriteDone(bool ok) override {
+    Update([this, ok]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      writing_ = false;
+      broken_ = broken_ || !ok;
+    });
+  }
+
+  void OnDone() override {
+    drain_.Remove(drain_id_);
+    delete this;
+  }
+
+ private:
+  // Requests of one stream that are read but not answered: what a slow server makes wait.
+  static constexpr int kInFlightMax = 16;
+
+  void Dispatch(std::shared_ptr<Request> request) {
+    const absl::Time arrival = absl::Now();
+    const bool admitted = executor_.Submit([this, request, arrival] {
+      Response response;
+      response.set_request_id(request->request_id());
+      if (context_->IsCancelled()) {
+        *response.mutable_status() = ToRpcStatus(absl::CancelledError("the stream was cancelled"));
+      } else {
+        handler_(*request, arrival, &response);
+      }
+      Answer(std::move(response));
+    });
+    if (admitted) return;
+    Response response;
+    response.set_request_id(request->request_id());
+    *response.mutable_status() = ToRpcStatus(QueueFull());
+    Answer(std::move(response));
+  }
+
+  void Answer(Response response) {
+    Update([this, &response]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      answers_.push_back(std::move(response));
+      --in_flight_;
+    });
+  }
+
+  // Changes the state, then starts what it allows. gRPC may call a reaction before Start… returns,
+  // so operations start without the lock; `starting_` keeps the stream from ending meanwhile.
+  template <typename Change>
+  void Update(Change change) ABSL_LOCKS_EXCLUDED(mu_) {
+    bool read = false;
+    bool write = false;
+    {
+      const absl::MutexLock lock(&mu_);
+      change();
+      read = !reading_ && !read_done_ && !draining_ && !broken_ && in_flight_ < kInFlightMax;
+      if (read) {
+        next_ = std::make_unique<Request>();
+        reading_ = true;
+      }
+      if (broken_) answers_.clear();
+      write = !writing_ && !answers_.empty() && !finished_;
+      if (write) {
+        current_ = std::move(answers_.front());
+        answers_.pop_front();
+        writing_ = true;
+      }
+      ++starting_;
+    }
+    if (read) this->StartRead(next_.get());
+    if (write) this->StartWrite(&current_);
+    bool finish = false;
+    bool draining = false;
+    {
+      const absl::MutexLock lock(&mu_);
+      --starting_;
+      // Every request that was read is answered before the stream ends.
+      const bool idle = starting_ == 0 && in_flight_ == 0 && !writing_ && answers_.empty();
+      finish = !finished_ && idle && (read_done_ || draining_ || broken_);
+      finished_ = finished_ || finish;
+      draining = draining_;
+    }
+    // Nothing of this object may be touched after Finish.
+    if (finish) this->Finish(draining ? ToGrpcStatus(engine::Draining()) : grpc::Status::OK);
+  }
+
+  grpc::CallbackServerContext* const context_;
+  Executor& executor_;
+  Drain& drain_;
+  const Handler handler_;
+  uint64_t drain_id_ = 0;
+
+  absl::Mutex mu_;
+  // Belong to the operation in flight while reading_ and writing_ say so.
+  std::unique_ptr<Request> next_;
+  Response current_;
+  std::deque<Response> answers_ ABSL_GUARDED_BY(mu_);
+  int in_flight_ ABSL_GUARDED_BY(mu_) = 0;
+  int starting_ ABSL_GUARDED_BY(mu_) = 0;
+  bool reading_ ABSL_GUARDED_BY(mu_) = false;
+  bool read_done_ ABSL_GUARDED_BY(mu_) = false;
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  // A write failed: the client is gone.
+  bool broken_ ABSL_GUARDED_BY(mu_) = false;
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace terrace::runtime
+
+#endif  // TERRACE_SERVICES_RUNTIME_STEP_STREAM_H_

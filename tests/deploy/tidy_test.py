@@ -1,0 +1,107 @@
+"""Checks the whole source tree against tidy_rules, and tidy_rules against small wrong files.
+
+Usage: tidy_test.py
+"""
+
+import os
+import pathlib
+import unittest
+
+import tidy_rules
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDERS = ("attention", "deploy", "kvstore", "proto", "services", "tests", ".ci")
+SUFFIXES = (".cc", ".h", ".cu", ".cuh", ".py", ".sh", ".proto", ".cmake", ".md", ".yaml", ".toml",
+            ".html", ".js", ".css", "Dockerfile", "CMakeLists.txt", ".ci/run")
+
+
+def sources():
+    """Every source file of ours, as its path from the root."""
+    found = [pathlib.PurePath(path.name) for path in ROOT.iterdir() if path.is_file()]
+    for folder in FOLDERS:
+        for parent, _, names in os.walk(ROOT / folder):
+            found += [pathlib.PurePath(parent, name).relative_to(ROOT) for name in names]
+    return sorted(path.as_posix() for path in found if path.as_posix().endswith(SUFFIXES))
+
+
+class Tree(unittest.TestCase):
+    def test_keeps_the_house_rules(self):
+        paths = sources()
+        self.assertIn("kvstore/block_store.h", paths)
+        problems = []
+        for path in paths:
+            problems += tidy_rules.check(path, (ROOT / path).read_text(encoding="utf-8"))
+        self.assertEqual(problems, [], "\n" + "\n".join(problems))
+
+
+def header(path, body=""):
+    guard = "TERRACE_" + path.upper().replace("/", "_").replace(".", "_") + "_"
+    return f"#ifndef {guard}\n#define {guard}\n{body}#endif  // {guard}\n"
+
+
+def function(lines):
+    return "int Long(\n    int a) {\n" + "  a++;\n" * (lines - 3) + "}\n"
+
+
+LONG = "int x;\n" * tidy_rules.FILE_LINES
+
+# Path, text, and a part of what must be said about it; None where nothing must be.
+CASES = [
+    ("kvstore/a.cc", '#include "attention/sparq.h"\n', "bytes only"),
+    ("kvstore/a.cc", '#include "services/engine/geometry.h"\n', "bytes only"),
+    ("kvstore/a.cc", '#include "terrace/v1/tensor.pb.h"\n', "bytes only"),
+    ("kvstore/a.cc", '#include "kvstore/block_key.h"\n', None),
+    ("kvstore/disk_tier.cc", "#include <rocksdb/db.h>\n", None),
+    ("kvstore/block_store.cc", "#include <rocksdb/db.h>\n", "only the disk tier"),
+    ("services/engine/a.cc", "#  include <rocksdb/db.h>\n", "only the disk tier"),
+    ("attention/a.cu", '#include "kvstore/block_key.h"\n', "mathematics on views"),
+    ("attention/a.cc", "#include <grpcpp/grpcpp.h>\n", "mathematics on views"),
+    ("services/engine/a.cc", '#include "kvstore/block_key.h"\n', None),
+    ("services/engine/a.cc", '#include "services/engine/b.h"\n', None),
+    ("services/engine/a.cc", '#include "services/kv_store/b.h"\n', "knows no calls"),
+    ("services/engine/a.cc", '#include "services/runtime/b.h"\n', "knows no calls"),
+    ("services/engine/a.cc", "#include <grpcpp/server.h>\n", "knows no calls"),
+    ("services/engine/a.cc", '#include "terrace/v1/kv_store.grpc.pb.h"\n', "knows no calls"),
+    ("services/runtime/a.cc", '#include "services/kv_store/b.h"\n', "every process shares"),
+    ("services/runtime/a.cc", '#include "services/runtime/b.h"\n', None),
+    ("services/kv_store/main.cc", '#include "tests/fakes/clock.h"\n', "depends on tests"),
+    ("tests/kvstore/a_test.cc", '#include "tests/fakes/clock.h"\n', None),
+    ("services/kv_store/a.h", header("services/kv_store/a.h", "#include <grpcpp/server.h>\n"),
+     "not listed"),
+    ("services/kv_store/kv_store_service.h",
+     header("services/kv_store/kv_store_service.h", "#include <grpcpp/server.h>\n"), None),
+    ("kvstore/a.cc", LONG, None),
+    ("kvstore/a.cc", LONG + "\n", "501 lines"),
+    ("kvstore/a.cc", function(tidy_rules.FUNCTION_LINES), None),
+    ("kvstore/a.cc", "namespace n {\n" + function(tidy_rules.FUNCTION_LINES + 1) + "}\n",
+     "a function of 71 lines"),
+    ("kvstore/a.cc", "class A {\n" + "  int x;\n" * 100 + "};\n", None),
+    ("kvstore/a.cc", "// TO" "DO: finish\n", "line 1: unfinished"),
+    ("deploy/a.sh", "x # FIX" "ME\n", "unfinished"),
+    ("deploy/a.sh", "mktemp a.XXXXXX\n", None),
+    ("kvstore/a.h", header("kvstore/a.h"), None),
+    ("kvstore/a.h", header("kvstore/b.h"), "no include guard TERRACE_KVSTORE_A_H_"),
+    ("kvstore/a.h", "#pragma once\n", "no include guard"),
+    ("kvstore/a.h", "", "no include guard"),
+    ("attention/a-inl.h", header("attention/a-inl.h"),
+     "no toggled guard TERRACE_ATTENTION_A_INL_H_"),
+    ("attention/a-inl.h",
+     "#if defined(TERRACE_ATTENTION_A_INL_H_) == defined(HWY_TARGET_TOGGLE)\n", None),
+    ("attention/a.cuh", "// nothing\n", "no include guard TERRACE_ATTENTION_A_CUH_"),
+]
+
+
+class Rules(unittest.TestCase):
+    def test_notice_what_is_wrong_and_nothing_else(self):
+        for path, text, expected in CASES:
+            with self.subTest(path, expected=expected):
+                problems = tidy_rules.check(path, text)
+                if expected is None:
+                    self.assertEqual(problems, [])
+                else:
+                    self.assertEqual(len(problems), 1, problems)
+                    self.assertIn(expected, problems[0])
+
+
+if __name__ == "__main__":
+    unittest.main()
