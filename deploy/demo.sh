@@ -17,7 +17,8 @@ readonly MODEL=services/frontend/model/tiny
 readonly DOCUMENTS=services/frontend/documents
 readonly HOST_BYTES=${HOST_BYTES:-20MiB}
 readonly START_SECONDS=60 STOP_SECONDS=20
-readonly POLICIES=(--policy dense --policy 'sparq:r=24,k=192,window=48')
+# About an eighth of the bytes that dense attention reads.
+readonly POLICIES=(--policy dense --policy 'sparq:r=16,k=448,window=128')
 
 keep=false
 embedded=false
@@ -190,7 +191,8 @@ main() {
 
   heading 'A model reads a novel and goes on writing, densely and sparsely'
   step "$BIN/terrace-generate" --model "$MODEL" --attention "$worker" \
-    --prompt-file "$DOCUMENTS/northanger_prompt.txt" --tokens "$tokens" "${POLICIES[@]}" \
+    --prompt-file "$DOCUMENTS/northanger_prompt.txt" \
+    --score-file "$DOCUMENTS/northanger_continuation.txt" --tokens "$tokens" "${POLICIES[@]}" \
     --keep-sequence
 
   heading 'Where its keys and values are now'

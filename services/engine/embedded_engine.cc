@@ -6,8 +6,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/engine/cell_mask.h"
 #include "services/engine/error.h"
 #include "services/engine/handle.h"
+#include "services/engine/sequence_gate.h"
 
 namespace terrace::engine {
 namespace {
@@ -27,38 +29,6 @@ absl::Status CheckName(const char* field, absl::string_view name) {
   return absl::InvalidArgumentError(
       absl::StrCat(field, ": got ", name.size(), " bytes, expected at most ", kNameBytesMax));
 }
-
-absl::Status CheckFingerprint(absl::string_view got, absl::string_view expected) {
-  if (got.empty() || got == expected) return absl::OkStatus();
-  return FingerprintMismatch(got, expected);
-}
-
-absl::Status CheckLayer(int layer, const Geometry& geometry) {
-  if (layer >= 0 && layer < geometry.layers) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("layer: got ", layer, ", expected 0 to ", geometry.layers - 1));
-}
-
-// Takes the gate shared for a scope, unless the deadline comes first.
-class SharedGate {
- public:
-  SharedGate(Sequence& sequence, absl::Time deadline) ABSL_NO_THREAD_SAFETY_ANALYSIS
-      : sequence_(sequence),
-        held_(sequence.gate.ReaderLockWhenWithDeadline(absl::Condition::kTrue, deadline)) {
-    if (!held_) sequence_.gate.ReaderUnlock();
-  }
-  ~SharedGate() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    if (held_) sequence_.gate.ReaderUnlock();
-  }
-  SharedGate(const SharedGate&) = delete;
-  SharedGate& operator=(const SharedGate&) = delete;
-
-  bool held() const { return held_; }
-
- private:
-  Sequence& sequence_;
-  bool held_;
-};
 
 }  // namespace
 
@@ -160,19 +130,17 @@ absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, 
   const auto block = static_cast<uint32_t>(length / layout.block_tokens);
   const auto rows = static_cast<uint32_t>(length % layout.block_tokens);
   if (rows == 0) return absl::OkStatus();
-  const uint32_t granules = (rows + layout.granule_tokens - 1) / layout.granule_tokens;
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {
     if (absl::Status status = store_->Reserve(to, layer, block, block + 1, deadline);
         !status.ok()) {
       return absl::IsResourceExhausted(status) ? NoRoom(status.message()) : status;
     }
     for (uint16_t head = 0; head < layout.heads; ++head) {
-      const kvstore::ReadRequest request = {
-          .segment = sequence.RangeOf(block).segment.get(),
-          .layer = layer,
-          .head = head,
-          .index = block,
-          .cells = granules >= 64 ? ~uint64_t{0} : (uint64_t{1} << granules) - 1};
+      const kvstore::ReadRequest request = {.segment = sequence.RangeOf(block).segment.get(),
+                                            .layer = layer,
+                                            .head = head,
+                                            .index = block,
+                                            .cells = GranulesOf(layout, rows)};
       const kvstore::Pins pins = store_->PinRows(absl::MakeConstSpan(&request, 1), deadline);
       const kvstore::PinnedExtent& extent = pins.extents()[0];
       if (extent.missing != 0) return extent.status;
@@ -205,8 +173,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Fork(const Caller& caller, absl::st
   const SharedGate gate(parent, caller.deadline);
   if (!gate.held()) return absl::DeadlineExceededError("fork: the sequence was busy");
   if (parent.deleted) return SequenceNotFound(handle);
-  if (absl::Status status = CheckFingerprint(fingerprint, parent.spec.model_fingerprint);
-      !status.ok()) {
+  if (absl::Status status = parent.CheckFingerprint(fingerprint); !status.ok()) {
     return status;
   }
   if (position < 0 || position > parent.length()) {
@@ -242,8 +209,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Resume(const Caller& caller, absl::
   Sequence& sequence = **found;
   const absl::WriterMutexLock gate(&sequence.gate);
   if (sequence.deleted) return SequenceNotFound(handle);
-  if (absl::Status status = CheckFingerprint(fingerprint, sequence.spec.model_fingerprint);
-      !status.ok()) {
+  if (absl::Status status = sequence.CheckFingerprint(fingerprint); !status.ok()) {
     return status;
   }
   ++sequence.epoch;
@@ -269,48 +235,6 @@ absl::Status EmbeddedEngine::RestoreTail(Sequence& sequence, absl::Time deadline
   }
   sequence.tail_on_disk = false;
   return absl::OkStatus();
-}
-
-absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, uint64_t writer_epoch,
-                                          const AppendRows& rows, absl::Time deadline) {
-  const absl::MutexLock writer(&sequence.writer);
-  if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
-  if (rows.position + rows.rows > options_.limits.max_sequence_tokens) {
-    return LimitExceeded(absl::StrCat("sequence tokens: got ", rows.position + rows.rows,
-                                      ", expected at most ", options_.limits.max_sequence_tokens));
-  }
-  if (absl::Status status = RestoreTail(sequence, deadline); !status.ok()) return status;
-  return Appender(*store_, *pool_, sequence).Append(rows, deadline);
-}
-
-absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const AppendRequest& request) {
-  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, request.handle);
-  if (!found.ok()) return found.status();
-  Sequence& sequence = **found;
-  const Geometry& geometry = sequence.spec.geometry;
-  if (absl::Status status = CheckLayer(request.layer, geometry); !status.ok()) return status;
-  const absl::StatusOr<int64_t> rows = TensorRows("k", request.k);
-  if (!rows.ok()) return rows.status();
-  std::vector<float> k;
-  std::vector<float> v;
-  absl::Status status = ReadTensor("k", request.k, *rows, geometry.kv_heads, geometry.head_dim, &k);
-  if (status.ok()) {
-    status = ReadTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim, &v);
-  }
-  if (!status.ok()) return status;
-  const SharedGate gate(sequence, caller.deadline);
-  if (!gate.held()) return absl::DeadlineExceededError("append: the sequence was busy");
-  if (sequence.deleted) return SequenceNotFound(request.handle);
-  status = AppendLocked(sequence, request.writer_epoch,
-                        {.layer = request.layer,
-                         .position = request.position,
-                         .rows = *rows,
-                         .k = k.data(),
-                         .v = v.data()},
-                        caller.deadline);
-  if (!status.ok()) return status;
-  sequence.Touch();
-  return sequence.layer_length[request.layer].load();
 }
 
 absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
@@ -402,107 +326,6 @@ absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view hand
   const absl::MutexLock lock(&mu_);
   sequences_.erase(sequence.handle);
   return absl::OkStatus();
-}
-
-std::vector<StepResult> EmbeddedEngine::Attend(const Caller& caller, int layer,
-                                               absl::Span<const StepRequest> requests,
-                                               const StepOptions& options) {
-  std::vector<StepResult> results(requests.size());
-  pool_->ParallelFor(static_cast<int>(requests.size()), [&](int i) {
-    results[i] = Finish(RunStep(caller, layer, requests[i], options, PartForm::kPartial, {}),
-                        options.return_selection);
-  });
-  return results;
-}
-
-StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequest& request,
-                                 const StepOptions& options, PartForm form, const HeldRows& held) {
-  const absl::Time start = absl::Now();
-  StepPart part;
-  const auto fail = [&part](absl::Status status) {
-    part.status = std::move(status);
-    return std::move(part);
-  };
-  const absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, request.handle);
-  if (!found.ok()) return fail(found.status());
-  Sequence& sequence = **found;
-  const Geometry& geometry = sequence.spec.geometry;
-  part.geometry = geometry;
-
-  absl::Status status = CheckLayer(layer, geometry);
-  if (status.ok()) {
-    status = CheckFingerprint(request.fingerprint, sequence.spec.model_fingerprint);
-  }
-  if (status.ok()) status = attention::ValidatePolicy(request.policy, geometry.head_dim);
-  if (!status.ok()) return fail(status);
-  const absl::StatusOr<int64_t> queries = TensorRows("q", request.q);
-  if (!queries.ok()) return fail(queries.status());
-  if (*queries > options_.limits.max_step_tokens) {
-    return fail(absl::InvalidArgumentError(absl::StrCat("q.shape: got ", *queries,
-                                                        " queries, expected at most ",
-                                                        options_.limits.max_step_tokens)));
-  }
-  if (!request.token_ids.empty() && static_cast<int64_t>(request.token_ids.size()) != *queries) {
-    return fail(absl::InvalidArgumentError(absl::StrCat("token_ids: got ", request.token_ids.size(),
-                                                        ", expected ", *queries, " or none")));
-  }
-  std::vector<float> q;
-  std::vector<float> k;
-  std::vector<float> v;
-  status = ReadTensor("q", request.q, *queries, geometry.query_heads, geometry.head_dim, &q);
-  const bool appends = !request.k.absent() || !request.v.absent();
-  if (status.ok() && appends) {
-    status = ReadTensor("k", request.k, *queries, geometry.kv_heads, geometry.head_dim, &k);
-  }
-  if (status.ok() && appends) {
-    status = ReadTensor("v", request.v, *queries, geometry.kv_heads, geometry.head_dim, &v);
-  }
-  if (!status.ok()) return fail(status);
-
-  const absl::Time deadline = std::min(caller.deadline, options.deadline);
-  const SharedGate gate(sequence, deadline);
-  if (!gate.held() || absl::Now() > deadline) {
-    return fail(absl::DeadlineExceededError("step: its deadline passed before it began"));
-  }
-  if (sequence.deleted) return fail(SequenceNotFound(request.handle));
-  part.layer_length = sequence.layer_length[layer].load();
-  if (appends) {
-    status = AppendLocked(sequence, request.writer_epoch,
-                          {.layer = layer,
-                           .position = request.position,
-                           .rows = *queries,
-                           .k = k.data(),
-                           .v = v.data()},
-                          deadline);
-    part.layer_length = sequence.layer_length[layer].load();
-    if (!status.ok()) return fail(status);
-    part.appended = true;
-  } else {
-    const absl::MutexLock writer(&sequence.writer);
-    status = RestoreTail(sequence, deadline);
-    if (!status.ok()) return fail(status);
-  }
-  if (request.position < 0 || request.position + *queries > part.layer_length) {
-    return fail(absl::OutOfRangeError(absl::StrCat("position: got ", request.position, " with ",
-                                                   *queries, " queries, expected at most ",
-                                                   part.layer_length, " rows of layer ", layer)));
-  }
-  part.account.stages.append = absl::Now() - start;
-  part.generation = sequence.generation;
-  const HeldRows none;
-  const StepInput input = {.layer = layer,
-                           .position = request.position,
-                           .queries = *queries,
-                           .q = q.data(),
-                           .policy = &request.policy,
-                           .held = held.generation == part.generation ? &held : &none};
-  StepOptions step_options = options;
-  step_options.deadline = deadline;
-  status = StepRunner(*store_, *pool_, sequence, input, step_options).Run(form, part);
-  part.account.stages.total = absl::Now() - start;
-  sequence.Touch();
-  if (!status.ok()) return fail(status);
-  return part;
 }
 
 }  // namespace terrace::engine

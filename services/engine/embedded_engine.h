@@ -17,8 +17,9 @@
 #include "services/engine/appender.h"
 #include "services/engine/kv_engine.h"
 #include "services/engine/sequence.h"
+#include "services/engine/step_input.h"
 #include "services/engine/step_part.h"
-#include "services/engine/step_runner.h"
+#include "services/engine/step_tensors.h"
 #include "services/engine/work_pool.h"
 
 namespace terrace::engine {
@@ -103,6 +104,10 @@ class EmbeddedEngine final : public KvEngine {
   absl::Status FlushLocked(Sequence& sequence, absl::Time deadline);
   absl::Status AppendLocked(Sequence& sequence, uint64_t writer_epoch, const AppendRows& rows,
                             absl::Time deadline);
+  // The step behind its checks: appends, then reads. The caller holds the gate.
+  absl::Status RunLocked(Sequence& sequence, int layer, const StepRequest& request,
+                         const StepTensors& tensors, const StepOptions& options, PartForm form,
+                         const HeldRows& held, StepPart& part);
   absl::Status RestoreTail(Sequence& sequence, absl::Time deadline);
   SequenceSummary Summarize(Sequence& sequence, std::vector<LayerResidency>* layers);
 

@@ -5,6 +5,9 @@
 #include <random>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "services/engine/error.h"
+
 namespace terrace::engine {
 
 Sequence::Sequence(std::string handle_in, SequenceLayout layout_in, const SequenceRecord& record)
@@ -27,6 +30,17 @@ int64_t Sequence::length() const {
     shortest = std::min(shortest, length.load());
   }
   return shortest;
+}
+
+absl::Status Sequence::CheckFingerprint(absl::string_view got) const {
+  if (got.empty() || got == spec.model_fingerprint) return absl::OkStatus();
+  return FingerprintMismatch(got, spec.model_fingerprint);
+}
+
+absl::Status Sequence::CheckLayer(int layer) const {
+  if (layer >= 0 && layer < spec.geometry.layers) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("layer: got ", layer, ", expected 0 to ", spec.geometry.layers - 1));
 }
 
 const kvstore::SegmentRange& Sequence::RangeOf(uint32_t block) const {

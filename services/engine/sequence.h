@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kvstore/block_store.h"
@@ -61,6 +63,11 @@ struct Sequence {
   int64_t length() const;
   uint32_t block_tokens() const { return layout.block.block_tokens; }
   void Touch() { last_used_us = absl::ToUnixMicros(absl::Now()); }
+
+  // FailedPrecondition unless `got` is empty or the sequence's.
+  absl::Status CheckFingerprint(absl::string_view got) const;
+  // InvalidArgument beyond the geometry.
+  absl::Status CheckLayer(int layer) const;
 
   // The range that holds a block. Requires: some range does.
   const kvstore::SegmentRange& RangeOf(uint32_t block) const ABSL_SHARED_LOCKS_REQUIRED(gate);

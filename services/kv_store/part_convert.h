@@ -4,8 +4,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "services/engine/step_input.h"
 #include "services/engine/step_part.h"
-#include "services/engine/step_runner.h"
 #include "terrace/v1/kv_store.pb.h"
 
 namespace terrace::kv_store {

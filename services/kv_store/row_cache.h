@@ -14,8 +14,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "services/engine/step_input.h"
 #include "services/engine/step_part.h"
-#include "services/engine/step_runner.h"
 
 namespace terrace::kv_store {
 

@@ -1,0 +1,146 @@
+// Appends and steps of an EmbeddedEngine.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/engine/dense_step.h"
+#include "services/engine/embedded_engine.h"
+#include "services/engine/error.h"
+#include "services/engine/sequence_gate.h"
+#include "services/engine/sparq_step.h"
+
+namespace terrace::engine {
+
+absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, uint64_t writer_epoch,
+                                          const AppendRows& rows, absl::Time deadline) {
+  const absl::MutexLock writer(&sequence.writer);
+  if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
+  const int64_t tokens_max = options_.limits.max_sequence_tokens;
+  if (rows.position < 0 || rows.position > tokens_max - rows.rows) {
+    return LimitExceeded(absl::StrCat("position: got ", rows.position, " with ", rows.rows,
+                                      " rows, expected a sequence of at most ", tokens_max,
+                                      " tokens"));
+  }
+  if (absl::Status status = RestoreTail(sequence, deadline); !status.ok()) return status;
+  return Appender(*store_, *pool_, sequence).Append(rows, deadline);
+}
+
+absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const AppendRequest& request) {
+  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, request.handle);
+  if (!found.ok()) return found.status();
+  Sequence& sequence = **found;
+  const Geometry& geometry = sequence.spec.geometry;
+  if (absl::Status status = sequence.CheckLayer(request.layer); !status.ok()) return status;
+  const absl::StatusOr<int64_t> rows = TensorRows("k", request.k);
+  if (!rows.ok()) return rows.status();
+  std::vector<float> k;
+  std::vector<float> v;
+  absl::Status status = ReadTensor("k", request.k, *rows, geometry.kv_heads, geometry.head_dim, &k);
+  if (status.ok()) {
+    status = ReadTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim, &v);
+  }
+  if (!status.ok()) return status;
+  const SharedGate gate(sequence, caller.deadline);
+  if (!gate.held() || absl::Now() > caller.deadline) {
+    return absl::DeadlineExceededError("append: its deadline passed before it began");
+  }
+  if (sequence.deleted) return SequenceNotFound(request.handle);
+  status = AppendLocked(sequence, request.writer_epoch,
+                        {.layer = request.layer,
+                         .position = request.position,
+                         .rows = *rows,
+                         .k = k.data(),
+                         .v = v.data()},
+                        caller.deadline);
+  if (!status.ok()) return status;
+  sequence.Touch();
+  return sequence.layer_length[request.layer].load();
+}
+
+std::vector<StepResult> EmbeddedEngine::Attend(const Caller& caller, int layer,
+                                               absl::Span<const StepRequest> requests,
+                                               const StepOptions& options) {
+  std::vector<StepResult> results(requests.size());
+  pool_->ParallelFor(static_cast<int>(requests.size()), [&](int i) {
+    results[i] = Finish(RunStep(caller, layer, requests[i], options, PartForm::kPartial, {}),
+                        options.return_selection);
+  });
+  return results;
+}
+
+StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequest& request,
+                                 const StepOptions& options, PartForm form, const HeldRows& held) {
+  const absl::Time start = absl::Now();
+  StepPart part;
+  part.status = [&]() -> absl::Status {
+    const absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, request.handle);
+    if (!found.ok()) return found.status();
+    Sequence& sequence = **found;
+    part.geometry = sequence.spec.geometry;
+    absl::Status status = sequence.CheckLayer(layer);
+    if (status.ok()) status = sequence.CheckFingerprint(request.fingerprint);
+    if (status.ok()) {
+      status = attention::ValidatePolicy(request.policy, part.geometry.head_dim);
+    }
+    if (!status.ok()) return status;
+    const absl::StatusOr<StepTensors> tensors =
+        ReadStepTensors(request, part.geometry, options_.limits.max_step_tokens);
+    if (!tensors.ok()) return tensors.status();
+    StepOptions limits = options;
+    limits.deadline = std::min(caller.deadline, options.deadline);
+    const SharedGate gate(sequence, limits.deadline);
+    if (!gate.held() || absl::Now() > limits.deadline) {
+      return absl::DeadlineExceededError("step: its deadline passed before it began");
+    }
+    if (sequence.deleted) return SequenceNotFound(request.handle);
+    sequence.Touch();
+    return RunLocked(sequence, layer, request, *tensors, limits, form, held, part);
+  }();
+  part.account.stages.total = absl::Now() - start;
+  return part;
+}
+
+absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const StepRequest& request,
+                                       const StepTensors& tensors, const StepOptions& options,
+                                       PartForm form, const HeldRows& held, StepPart& part) {
+  const absl::Time start = absl::Now();
+  absl::Status status;
+  if (tensors.appends()) {
+    status = AppendLocked(sequence, request.writer_epoch,
+                          {.layer = layer,
+                           .position = request.position,
+                           .rows = tensors.queries,
+                           .k = tensors.k.data(),
+                           .v = tensors.v.data()},
+                          options.deadline);
+    part.appended = status.ok();
+  } else {
+    const absl::MutexLock writer(&sequence.writer);
+    status = RestoreTail(sequence, options.deadline);
+  }
+  part.layer_length = sequence.layer_length[layer].load();
+  if (!status.ok()) return status;
+  if (request.position < 0 || request.position > part.layer_length - tensors.queries) {
+    return absl::OutOfRangeError(absl::StrCat("position: got ", request.position, " with ",
+                                              tensors.queries, " queries, expected at most ",
+                                              part.layer_length, " rows of layer ", layer));
+  }
+  part.account.stages.append = absl::Now() - start;
+  part.queries = tensors.queries;
+  part.generation = sequence.generation;
+  const HeldRows none;
+  const StepInput input = {.store = *store_,
+                           .pool = *pool_,
+                           .sequence = sequence,
+                           .layer = layer,
+                           .position = request.position,
+                           .queries = tensors.queries,
+                           .q = tensors.q.data(),
+                           .policy = request.policy,
+                           .held = held.generation == part.generation ? held : none,
+                           .options = options};
+  const bool sparse = std::holds_alternative<attention::SparqPolicy>(request.policy);
+  return sparse ? RunSparqStep(input, form, part) : RunDenseStep(input, part);
+}
+
+}  // namespace terrace::engine

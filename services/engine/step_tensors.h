@@ -1,0 +1,31 @@
+// The tensors of a step, checked and as floats.
+#ifndef TERRACE_SERVICES_ENGINE_STEP_TENSORS_H_
+#define TERRACE_SERVICES_ENGINE_STEP_TENSORS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "services/engine/geometry.h"
+#include "services/engine/step.h"
+
+namespace terrace::engine {
+
+struct StepTensors {
+  int64_t queries = 0;
+  // [queries, query_heads, head_dim].
+  std::vector<float> q;
+  // [queries, kv_heads, head_dim]; empty for a step that only reads.
+  std::vector<float> k;
+  std::vector<float> v;
+
+  bool appends() const { return !k.empty(); }
+};
+
+// InvalidArgument names the field, what was got and what was expected.
+absl::StatusOr<StepTensors> ReadStepTensors(const StepRequest& request, const Geometry& geometry,
+                                            int64_t max_queries);
+
+}  // namespace terrace::engine
+
+#endif  // TERRACE_SERVICES_ENGINE_STEP_TENSORS_H_
