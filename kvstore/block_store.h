@@ -166,10 +166,10 @@ class BlockStore {
   virtual absl::Status DeleteManifest(std::string_view name) = 0;
 
   // Makes room in host memory for the open rows of blocks [first_block, end_block) of every head
-  // of a layer, and for the pieces they will add. Evicts, then waits for the disk writer until
-  // `deadline`. ResourceExhausted when there is no room then; what was reserved stays reserved.
-  // Idempotent; heads whose block is sealed already are left alone. FailedPrecondition when a
-  // manifest has given those blocks up.
+  // of a layer, and for the pieces they will add. Evicts, then waits for a disk writer at work
+  // until `deadline`, a few seconds at most. ResourceExhausted when there is no room then; what was
+  // reserved stays reserved. Idempotent; heads whose block is sealed already are left alone.
+  // FailedPrecondition when a manifest has given those blocks up.
   virtual absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block,
                                uint32_t end_block, absl::Time deadline) = 0;
   // Rows of a reserved, unsealed block: [block_tokens][row_bytes]. Stable until sealed or the

@@ -14,6 +14,11 @@ constexpr int kShardShift = 48;
 // Far above any sequence, and low enough that sums of block indices do not overflow.
 constexpr uint32_t kBlocksMax = uint32_t{1} << 30;
 
+// How long Reserve waits for room that a writer at work may make, and for room that only pins in
+// its way can leave. The caller may have given no deadline.
+constexpr absl::Duration kWriterWait = absl::Seconds(5);
+constexpr absl::Duration kPinWait = absl::Milliseconds(100);
+
 }  // namespace
 
 struct BlockStoreImpl::Link {
@@ -131,9 +136,13 @@ absl::Status BlockStoreImpl::Reserve(Segment& segment, uint16_t layer, uint32_t 
   for (uint32_t block = first_block; block < end_block; ++block) {
     for (uint16_t head = 0; head < segment.layout.heads; ++head) {
       // Keeps I5: room comes only from the writer and from pins that go.
+      const absl::Time start = absl::Now();
       while (!ReserveBlock(segment, segment.LaneIndex(layer, head), block)) {
-        if (!writes_behind || absl::Now() >= deadline) return NoRoom(segment);
-        core_.room.WaitUntil(core_.mu, deadline);
+        if (!writes_behind) return NoRoom(segment);
+        const absl::Time until =
+            std::min(deadline, start + (writer_->busy() ? kWriterWait : kPinWait));
+        if (absl::Now() >= until) return NoRoom(segment);
+        core_.room.WaitUntil(core_.mu, until);
         if (segment.dead || end_block > segment.trim_end) {
           return CheckReservable(segment, layer, first_block, end_block);
         }
@@ -206,6 +215,7 @@ void BlockStoreImpl::Seal(Segment& segment, uint16_t layer, uint16_t head, uint3
       // So that a manifest that frees the segment meanwhile leaves it in place.
       core_.host.Pin(ref);
       stripe = segment.ExtentAt(ref.lane, ref.kind, ref.index).data;
+      ABSL_RAW_CHECK(stripe != nullptr, "a stripe that a block is reserved in stays");
     }
   }
   if (stripe != nullptr) layout.Scatter(piece.data(), cell, stripe);

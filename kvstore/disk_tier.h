@@ -22,9 +22,9 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kvstore/block_key.h"
-#include "kvstore/block_layout.h"
 #include "kvstore/block_store.h"
 #include "kvstore/cell_read.h"
+#include "kvstore/disk_batch.h"
 #include "kvstore/disk_record.h"
 
 namespace terrace::kvstore {
@@ -40,37 +40,6 @@ struct DiskTierOptions {
   uint16_t shard = 0;
   bool direct_reads = true;
   DiskFault fault;
-};
-
-// Changes to write at once.
-class DiskBatch {
- public:
-  DiskBatch();
-  DiskBatch(DiskBatch&&) noexcept;
-  DiskBatch& operator=(DiskBatch&&) noexcept;
-  ~DiskBatch();
-
-  // rows: [block_tokens][row_bytes].
-  void PutRows(const BlockKey& block, const BlockLayout& layout, const std::byte* rows);
-  void PutPiece(const BlockKey& block, absl::Span<const std::byte> piece);
-  void PutTail(const BlockKey& block, absl::Span<const std::byte> rows);
-  void DeleteTail(const BlockKey& block);
-  void PutWatermark(SegmentId segment, absl::Span<const DurableExtent> layers);
-  // All records of the segment.
-  void DeleteSegment(SegmentId segment);
-  // Rows and pieces of blocks [first.block, end_block) of one layer and head.
-  void DeleteBlocks(const BlockKey& first, uint32_t end_block, uint32_t granules);
-  void PutManifest(std::string_view name, const ManifestRecord& record);
-  void DeleteManifest(std::string_view name);
-
-  bool empty() const;
-  // Bytes of all keys and values so far.
-  size_t bytes() const;
-
- private:
-  friend class DiskTier;
-  struct Rep;
-  std::unique_ptr<Rep> rep_;
 };
 
 // What a disk holds, by name and by segment.

@@ -20,9 +20,11 @@
 namespace terrace::kvstore {
 namespace {
 
+// Small slabs, so that one extent that must stay holds little else in place; large enough that
+// stripes of ordinary heads fill them well.
 constexpr size_t kSlabBytesMin = size_t{256} << 10;
-constexpr size_t kSlabBytesMax = size_t{4} << 20;
-constexpr uint64_t kSlabsWanted = 16;
+constexpr size_t kSlabBytesMax = size_t{1} << 20;
+constexpr uint64_t kSlabsWanted = 64;
 constexpr uint32_t kNoSlot = UINT32_MAX;
 
 }  // namespace
@@ -44,7 +46,10 @@ absl::StatusOr<std::unique_ptr<ExtentPool>> ExtentPool::Create(uint64_t bytes) {
 }
 
 ExtentPool::ExtentPool(std::byte* region, size_t slab_bytes, size_t slab_count)
-    : region_(region), slab_bytes_(slab_bytes), slabs_(slab_count) {
+    : region_(region),
+      slab_bytes_(slab_bytes),
+      slabs_(slab_count),
+      kind_slabs_max_(slab_count - slab_count / 4) {
   ASAN_POISON_MEMORY_REGION(region_, capacity_bytes());
   free_slabs_.reserve(slab_count);
   for (size_t i = slab_count; i > 0; --i) free_slabs_.push_back(static_cast<uint32_t>(i - 1));
@@ -60,7 +65,7 @@ std::byte* ExtentPool::Allocate(size_t bytes, const ExtentRef& owner) {
   ABSL_RAW_CHECK(bytes > 0 && rounded <= slab_bytes_, "extent size out of range");
   const uint32_t class_index = ClassOf(rounded, owner.kind);
   if (classes_[class_index].open_slabs.empty()) {
-    if (free_slabs_.empty()) return nullptr;
+    if (free_slabs_.empty() || !MayTakeSlab(owner.kind)) return nullptr;
     OpenSlab(class_index);
   }
   SizeClass& size_class = classes_[class_index];
@@ -161,6 +166,7 @@ uint32_t ExtentPool::ClassOf(size_t rounded_bytes, ExtentKind kind) {
 void ExtentPool::OpenSlab(uint32_t class_index) {
   const uint32_t slab_index = free_slabs_.back();
   free_slabs_.pop_back();
+  ++KindSlabs(classes_[class_index].kind);
   SizeClass& size_class = classes_[class_index];
   Slab& slab = slabs_[slab_index];
   slab.size_class = class_index;
@@ -179,6 +185,7 @@ void ExtentPool::CloseSlab(uint32_t slab_index) {
   list[slab.place] = list.back();
   list.pop_back();
   size_class.slot_count -= slab.slots.size();
+  --KindSlabs(size_class.kind);
   slab.slots.clear();
   free_slabs_.push_back(slab_index);
 }

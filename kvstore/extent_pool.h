@@ -8,6 +8,7 @@
 #ifndef TERRACE_KVSTORE_EXTENT_POOL_H_
 #define TERRACE_KVSTORE_EXTENT_POOL_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -42,7 +43,7 @@ class ExtentPool {
   ExtentPool& operator=(const ExtentPool&) = delete;
 
   // An extent of `bytes` for `owner`, or null when neither its class has a free slot nor the
-  // region a free slab. Requires: 0 < bytes <= slab_bytes().
+  // region a free slab that its kind may take. Requires: 0 < bytes <= slab_bytes().
   std::byte* Allocate(size_t bytes, const ExtentRef& owner);
   void Release(std::byte* extent);
 
@@ -56,6 +57,10 @@ class ExtentPool {
   std::vector<uint32_t> SampleSlabs(ExtentKind kind, size_t bytes, size_t count, size_t* visits);
   // Owners of all extents of a slab.
   std::vector<ExtentRef> Owners(uint32_t slab) const;
+
+  // Whether slabs for that kind may be taken: neither rows nor stripes get more than three quarters
+  // of them, because a slab is bound by its least movable extent, and open rows are spread thinly.
+  bool MayTakeSlab(ExtentKind kind) const { return KindSlabs(kind) < kind_slabs_max_; }
 
   size_t slab_bytes() const { return slab_bytes_; }
   uint64_t capacity_bytes() const { return uint64_t{slab_bytes_} * slabs_.size(); }
@@ -94,6 +99,8 @@ class ExtentPool {
 
   ExtentPool(std::byte* region, size_t slab_bytes, size_t slab_count);
 
+  uint32_t& KindSlabs(ExtentKind kind) { return kind_slabs_[static_cast<size_t>(kind)]; }
+  uint32_t KindSlabs(ExtentKind kind) const { return kind_slabs_[static_cast<size_t>(kind)]; }
   uint32_t ClassOf(size_t rounded_bytes, ExtentKind kind);
   void OpenSlab(uint32_t class_index);
   void CloseSlab(uint32_t slab_index);
@@ -104,6 +111,9 @@ class ExtentPool {
   const size_t slab_bytes_;
   std::vector<Slab> slabs_;
   std::vector<uint32_t> free_slabs_;
+  const size_t kind_slabs_max_;
+  // Slabs that serve each kind.
+  std::array<uint32_t, 2> kind_slabs_{};
   std::vector<SizeClass> classes_;
   absl::flat_hash_map<uint64_t, uint32_t> class_index_;
   uint32_t slab_hand_ = 0;

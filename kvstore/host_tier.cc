@@ -40,6 +40,7 @@ bool HostTier::Take(const ExtentRef& ref, Demand demand) {
   ABSL_RAW_CHECK(extent.data == nullptr, "extent is in memory already");
   extent.data = data;
   extent.last_touch = ++tick_;
+  ++extent_count_;
   if (ref.kind == ExtentKind::kRows) {
     ++stats_.admitted_blocks;
     ++stats_.resident_blocks;
@@ -98,14 +99,16 @@ bool HostTier::Evictable(const ExtentRef& ref) const {
   return can_evict_ && !At(ref).held;
 }
 
-bool HostTier::EvictFrom(size_t bytes, ExtentKind kind, size_t visits) {
+bool HostTier::EvictFrom(size_t bytes, ExtentKind kind, size_t visits, uint64_t age) {
   std::array<ExtentRef, kSampleCount> refs;
   std::array<EvictionCandidate, kSampleCount> candidates;
   visits = std::min(visits, pool_->SlotCount(bytes, kind));
   while (visits > 0) {
     const size_t found = pool_->Sample(bytes, kind, &visits, absl::MakeSpan(refs));
     for (size_t i = 0; i < found; ++i) {
-      candidates[i] = {.age = tick_ - At(refs[i]).last_touch, .evictable = Evictable(refs[i])};
+      const uint32_t candidate_age = tick_ - At(refs[i]).last_touch;
+      candidates[i] = {.age = candidate_age,
+                       .evictable = candidate_age >= age && Evictable(refs[i])};
     }
     const std::vector<size_t> victims =
         ChooseLru(absl::MakeConstSpan(candidates.data(), found), kEvictCount);
@@ -115,7 +118,8 @@ bool HostTier::EvictFrom(size_t bytes, ExtentKind kind, size_t visits) {
   return false;
 }
 
-bool HostTier::EvictSlab(size_t bytes, ExtentKind kind, size_t visits) {
+bool HostTier::EvictSlab(size_t bytes, ExtentKind kind, ExtentKind taker, size_t visits) {
+  if (kind != taker && !pool_->MayTakeSlab(taker)) return false;
   visits = std::min(visits, pool_->slab_count());
   while (visits > 0) {
     const std::vector<uint32_t> slabs = pool_->SampleSlabs(kind, bytes, kSlabSampleCount, &visits);
@@ -142,15 +146,18 @@ bool HostTier::MakeRoom(size_t bytes, ExtentKind kind, Demand demand) {
   switch (demand) {
     case Demand::kReadRows:
       return EvictFrom(bytes, kind, kReadVisits) ||
-             EvictSlab(bytes, ExtentKind::kRows, kSlabSampleCount);
+             EvictSlab(bytes, ExtentKind::kRows, kind, kSlabSampleCount);
     case Demand::kReadStripe:
-      return EvictSlab(bytes, ExtentKind::kRows, SIZE_MAX) || EvictFrom(bytes, kind, SIZE_MAX);
+      return EvictFrom(bytes, kind, kReadVisits, idle_age()) ||
+             EvictSlab(bytes, ExtentKind::kRows, kind, SIZE_MAX) ||
+             EvictFrom(bytes, kind, SIZE_MAX);
     case Demand::kReserve:
       // Rows before stripes, whoever asks.
       if (kind == ExtentKind::kRows && EvictFrom(bytes, kind, SIZE_MAX)) return true;
-      return EvictSlab(bytes, ExtentKind::kRows, SIZE_MAX) ||
+      return (kind == ExtentKind::kStripe && EvictFrom(bytes, kind, kReadVisits, idle_age())) ||
+             EvictSlab(bytes, ExtentKind::kRows, kind, SIZE_MAX) ||
              (kind == ExtentKind::kStripe && EvictFrom(bytes, kind, SIZE_MAX)) ||
-             EvictSlab(bytes, ExtentKind::kStripe, SIZE_MAX);
+             EvictSlab(bytes, ExtentKind::kStripe, kind, SIZE_MAX);
   }
   return false;
 }
@@ -162,6 +169,7 @@ void HostTier::Drop(const ExtentRef& ref, Departure departure) {
   pool_->Release(extent.data);
   extent.data = nullptr;
   extent.valid = 0;
+  --extent_count_;
   Recount(ref);
   if (ref.kind == ExtentKind::kStripe) {
     stats_.index_bytes -= bytes;

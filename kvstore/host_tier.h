@@ -1,7 +1,8 @@
 // HostTier: which extents are in memory, and which leave when there is no room.
 //
 // An extent leaves only if it is on disk as a whole and nobody pins it (I3). Rows sink before
-// stripes: reading rows never evicts a stripe.
+// stripes, and reading rows never evicts a stripe; only stripes that have been idle for long go
+// before rows, lest those of parked sequences fill the memory.
 //
 // Not thread-safe: guarded by the mutex of the store.
 #ifndef TERRACE_KVSTORE_HOST_TIER_H_
@@ -49,18 +50,25 @@ class HostTier {
     return ref.segment->ExtentAt(ref.lane, ref.kind, ref.index);
   }
   bool Evictable(const ExtentRef& ref) const;
-  // Evicts cold extents of that class, after looking at no more than `visits` slots.
-  bool EvictFrom(size_t bytes, ExtentKind kind, size_t visits);
-  // Empties a slab of another class of that kind, after looking at no more than `visits` slabs.
-  bool EvictSlab(size_t bytes, ExtentKind kind, size_t visits);
+  // Evicts cold extents of that class that are at least `age` old, after looking at no more than
+  // `visits` slots.
+  bool EvictFrom(size_t bytes, ExtentKind kind, size_t visits, uint64_t age = 0);
+  // Empties a slab of another class of that kind for `taker`, after looking at no more than
+  // `visits` slabs.
+  bool EvictSlab(size_t bytes, ExtentKind kind, ExtentKind taker, size_t visits);
   bool MakeRoom(size_t bytes, ExtentKind kind, Demand demand);
+  // What has not been touched while each extent could have been several times.
+  uint64_t idle_age() const { return kIdleTouches * extent_count_; }
   enum class Departure { kEvicted, kDeleted };
   void Drop(const ExtentRef& ref, Departure departure);
+
+  static constexpr uint64_t kIdleTouches = 4;
 
   const std::unique_ptr<ExtentPool> pool_;
   const bool can_evict_;
   // Counts takes and pins; wraps.
   uint32_t tick_ = 0;
+  uint64_t extent_count_ = 0;
   TierStats stats_;
 };
 

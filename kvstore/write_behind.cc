@@ -95,6 +95,7 @@ void WriteBehind::Step() {
     turn.Take(absl::InfiniteFuture());
     forgotten.swap(forgotten_);
     if (forgotten.empty()) portions = Collect();
+    writing_ = true;
   }
   absl::Status status = absl::OkStatus();
   if (!forgotten.empty()) {
@@ -107,6 +108,7 @@ void WriteBehind::Step() {
     MutexLock lock(core_.mu);
     if (!status.ok()) forgotten_.insert(forgotten_.end(), forgotten.begin(), forgotten.end());
     for (Portion& portion : portions) Finish(portion, status.ok());
+    writing_ = false;
     if (!reclaim) NoteAttempt(status);
     core_.room.NotifyAll();
     core_.progress.NotifyAll();

@@ -39,6 +39,10 @@ class WriteBehind {
   absl::Status WriteSealed(Segment& segment, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
 
+  // Whether room may come of what it is doing.
+  bool busy() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu) {
+    return !failing_ && (writing_ || !queue_.empty());
+  }
   // Why the last attempt failed; OK when it did not.
   absl::Status status() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu) {
     return failing_ ? last_failure_ : absl::OkStatus();
@@ -80,6 +84,7 @@ class WriteBehind {
   // Guarded by the mutex of the core.
   std::deque<std::weak_ptr<Segment>> queue_;
   std::vector<SegmentId> forgotten_;
+  bool writing_ = false;
   bool failing_ = false;
   uint64_t failures_ = 0;
   absl::Status last_failure_;

@@ -10,6 +10,7 @@
 #include "services/runtime/bulk_append_reactor.h"
 #include "services/runtime/call.h"
 #include "services/runtime/convert.h"
+#include "services/runtime/message_limit.h"
 #include "services/runtime/sequence_verbs.h"
 #include "services/runtime/step_stream.h"
 #include "terrace/v1/attention.grpc.pb.h"
@@ -136,6 +137,7 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
     for (const engine::StepResult& result : results) {
       runtime::ToProto(result, response->add_results());
     }
+    runtime::FitResults(options_.max_message_bytes, response);
     return absl::OkStatus();
   }
 

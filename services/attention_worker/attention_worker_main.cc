@@ -12,6 +12,7 @@
 #include "services/attention_worker/attention_service.h"
 #include "services/kv_store/remote_engine.h"
 #include "services/runtime/daemon.h"
+#include "services/runtime/parting_flush.h"
 
 namespace terrace {
 namespace {
@@ -88,8 +89,13 @@ absl::Status Run(const Flags& flags) {
                                               .shard = shard,
                                               .default_mode = flags.mode});
   const std::unique_ptr<grpc::Service> admin = admin::MakeAdminService(**engine, executor);
-  return runtime::Serve(flags.server, "terrace-attention-worker", {attention.get(), admin.get()},
-                        drain);
+  const absl::Status status = runtime::Serve(flags.server, "terrace-attention-worker",
+                                             {attention.get(), admin.get()}, drain);
+  if (auto* embedded = dynamic_cast<engine::EmbeddedEngine*>(engine->get()); embedded != nullptr) {
+    runtime::FlushBeforeExit(*embedded, flags.embedded.store,
+                             absl::Now() + flags.server.drain_timeout);
+  }
+  return status;
 }
 
 }  // namespace

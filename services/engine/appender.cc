@@ -3,40 +3,63 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "services/engine/error.h"
 
 namespace terrace::engine {
 namespace {
 
-// Largest finite fp16: bounds fp16 rows, and the scale and minimum of an int8 index.
-constexpr float kLargestFloat16 = 65504.0F;
+// The disk writer moves a batch in less; a client that is told to come back loses little.
+constexpr absl::Duration kRoomPatience = absl::Seconds(2);
 
-absl::Status CheckMagnitude(absl::string_view field, const float* values, size_t count,
+// Largest finite values: of fp16, of bf16, and of bf16 within fp16's range.
+constexpr float kFloat16Max = 65504.0F;
+constexpr float kBFloat16Max = 0x1.FEp127F;
+constexpr float kBFloat16InFloat16Max = 65280.0F;
+
+// What a value may be so that it is still finite as stored.
+float StorageMax(attention::Dtype storage) {
+  if (storage == attention::Dtype::kFloat16) return kFloat16Max;
+  return storage == attention::Dtype::kBFloat16 ? kBFloat16Max : std::numeric_limits<float>::max();
+}
+
+// What a key may be so that, as stored, an int8 index's fp16 scale and minimum reach it.
+float Int8Max(attention::Dtype storage) {
+  return storage == attention::Dtype::kBFloat16 ? kBFloat16InFloat16Max : kFloat16Max;
+}
+
+absl::Status CheckMagnitude(absl::string_view field, const float* values, size_t count, float max,
                             absl::string_view why) {
   for (size_t i = 0; i < count; ++i) {
-    if (std::abs(values[i]) <= kLargestFloat16) continue;
-    return absl::InvalidArgumentError(absl::StrCat(field, ": got ", values[i],
-                                                   ", expected at most ", kLargestFloat16,
-                                                   " in magnitude (", why, ")"));
+    if (std::abs(values[i]) <= max) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, ": got ", values[i], ", expected at most ", max, " in magnitude (", why, ")"));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
+absl::Time RoomDeadline(absl::Time deadline) {
+  return std::min(deadline, absl::Now() + kRoomPatience);
+}
+
 absl::Status Appender::CheckRange(const AppendRows& rows) const {
   const Geometry& geometry = sequence_.spec.geometry;
   const size_t count = static_cast<size_t>(rows.rows) * geometry.kv_heads * geometry.head_dim;
-  const bool half = geometry.storage == attention::Dtype::kFloat16;
-  const bool int8 = sequence_.spec.index_format == attention::IndexFormat::kInt8;
-  if (half || int8) {
-    absl::Status status =
-        CheckMagnitude("k", rows.k, count, half ? "stored as fp16" : "int8 index");
-    if (!status.ok()) return status;
+  const float storage_max = StorageMax(geometry.storage);
+  const std::string stored =
+      absl::StrCat("stored as ", std::string(attention::DtypeName(geometry.storage)));
+  absl::Status status = CheckMagnitude("k", rows.k, count, storage_max, stored);
+  if (status.ok()) status = CheckMagnitude("v", rows.v, count, storage_max, stored);
+  if (status.ok() && sequence_.spec.index_format == attention::IndexFormat::kInt8) {
+    status = CheckMagnitude("k", rows.k, count, Int8Max(geometry.storage), "int8 index");
   }
-  return half ? CheckMagnitude("v", rows.v, count, "stored as fp16") : absl::OkStatus();
+  return status;
 }
 
 void Appender::Encode(const AppendRows& rows, int64_t i, int head, std::byte* out) const {
@@ -114,7 +137,8 @@ absl::Status Appender::Write(const AppendRows& rows, int64_t first, int64_t coun
   const auto block = static_cast<uint32_t>(position / layout.block_tokens);
   const auto row = static_cast<uint32_t>(position % layout.block_tokens);
   kvstore::Segment& segment = sequence_.open_segment();
-  if (absl::Status status = store_.Reserve(segment, layer, block, block + 1, deadline);
+  if (absl::Status status =
+          store_.Reserve(segment, layer, block, block + 1, RoomDeadline(deadline));
       !status.ok()) {
     return absl::IsResourceExhausted(status) ? NoRoom(status.message()) : status;
   }

@@ -131,7 +131,7 @@ absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, 
   const auto rows = static_cast<uint32_t>(length % layout.block_tokens);
   if (rows == 0) return absl::OkStatus();
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {
-    if (absl::Status status = store_->Reserve(to, layer, block, block + 1, deadline);
+    if (absl::Status status = store_->Reserve(to, layer, block, block + 1, RoomDeadline(deadline));
         !status.ok()) {
       return absl::IsResourceExhausted(status) ? NoRoom(status.message()) : status;
     }
@@ -225,12 +225,14 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Get(const Caller& caller, absl::str
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   const absl::ReaderMutexLock gate(&(*found)->gate);
+  if ((*found)->deleted) return SequenceNotFound(handle);
   return (*found)->Info(*store_);
 }
 
 absl::Status EmbeddedEngine::RestoreTail(Sequence& sequence, absl::Time deadline) {
   if (!sequence.tail_on_disk) return absl::OkStatus();
-  if (absl::Status status = store_->RestoreTail(sequence.open_segment(), deadline); !status.ok()) {
+  if (absl::Status status = store_->RestoreTail(sequence.open_segment(), RoomDeadline(deadline));
+      !status.ok()) {
     return status;
   }
   sequence.tail_on_disk = false;

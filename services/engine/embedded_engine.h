@@ -91,6 +91,8 @@ class EmbeddedEngine final : public KvEngine {
   // The caller's sequence. NotFound for unknown and for another tenant's alike (I11).
   absl::StatusOr<std::shared_ptr<Sequence>> Find(const Caller& caller,
                                                  absl::string_view handle) const;
+  // The first after a handle, of one tenant or of all; null at the end.
+  std::shared_ptr<Sequence> NextSequence(absl::string_view tenant, absl::string_view after) const;
   absl::Status AddSequence(std::shared_ptr<Sequence> sequence);
   absl::StatusOr<kvstore::SegmentRef> NewSegment(SequenceLayout& layout, uint32_t first_block,
                                                  bool may_shrink_stripes);

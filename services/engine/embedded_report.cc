@@ -1,4 +1,5 @@
 // What an EmbeddedEngine tells people: tiers, sequences, residency.
+#include <string>
 #include <utility>
 
 #include "services/engine/embedded_engine.h"
@@ -42,20 +43,26 @@ SequenceSummary EmbeddedEngine::Summarize(Sequence& sequence, std::vector<LayerR
   return summary;
 }
 
+std::shared_ptr<Sequence> EmbeddedEngine::NextSequence(absl::string_view tenant,
+                                                       absl::string_view after) const {
+  const absl::MutexLock lock(&mu_);
+  for (auto it = sequences_.upper_bound(after); it != sequences_.end(); ++it) {
+    if (tenant.empty() || it->second->tenant == tenant) return it->second;
+  }
+  return nullptr;
+}
+
 absl::StatusOr<std::vector<SequenceSummary>> EmbeddedEngine::ListSequences(absl::string_view tenant,
                                                                            absl::string_view after,
                                                                            int limit) {
-  std::vector<std::shared_ptr<Sequence>> page;
-  {
-    const absl::MutexLock lock(&mu_);
-    for (auto it = sequences_.upper_bound(after);
-         it != sequences_.end() && static_cast<int>(page.size()) < limit; ++it) {
-      if (tenant.empty() || it->second->tenant == tenant) page.push_back(it->second);
-    }
-  }
   std::vector<SequenceSummary> summaries;
-  for (const std::shared_ptr<Sequence>& sequence : page) {
+  std::string last(after);
+  while (static_cast<int>(summaries.size()) < limit) {
+    const std::shared_ptr<Sequence> sequence = NextSequence(tenant, last);
+    if (sequence == nullptr) break;
+    last = sequence->handle;
     const absl::ReaderMutexLock gate(&sequence->gate);
+    // One that is deleted meanwhile makes no page short: a short page is the last.
     if (!sequence->deleted) summaries.push_back(Summarize(*sequence, nullptr));
   }
   return summaries;

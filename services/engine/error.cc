@@ -18,7 +18,9 @@ absl::Status WithDetail(absl::Status status, const ErrorDetail& detail) {
   if (detail.retry_delay.has_value()) {
     json["retry_ms"] = absl::ToInt64Milliseconds(*detail.retry_delay);
   }
-  status.SetPayload(kPayloadUrl, absl::Cord(json.dump()));
+  // Names may be any bytes; what is no UTF-8 is replaced rather than thrown at.
+  status.SetPayload(
+      kPayloadUrl, absl::Cord(json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
   return status;
 }
 

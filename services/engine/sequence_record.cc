@@ -29,11 +29,20 @@ Geometry GeometryFrom(const nlohmann::json& json) {
   return geometry;
 }
 
+bool HasGeometryTypes(const nlohmann::json& json) {
+  if (!json.is_object()) return false;
+  for (const char* field : {"layers", "query_heads", "kv_heads", "head_dim", "storage"}) {
+    if (!json.value(field, nlohmann::json()).is_number_integer()) return false;
+  }
+  return json.value("scale", nlohmann::json()).is_number();
+}
+
 bool HasRecordTypes(const nlohmann::json& json) {
-  return json.is_object() && json.value("tenant", nlohmann::json()).is_string() &&
+  return json.is_object() && json.contains("version") &&
+         json.value("tenant", nlohmann::json()).is_string() &&
          json.value("fingerprint", nlohmann::json()).is_string() &&
          json.value("adapter", nlohmann::json()).is_string() &&
-         json.value("geometry", nlohmann::json()).is_object() &&
+         HasGeometryTypes(json.value("geometry", nlohmann::json())) &&
          json.value("epoch", nlohmann::json()).is_number_unsigned() &&
          json.value("created_us", nlohmann::json()).is_number_integer() &&
          json.value("index_format", nlohmann::json()).is_number_integer();
@@ -56,9 +65,9 @@ std::string EncodeRecord(const SequenceRecord& record) {
 absl::StatusOr<SequenceRecord> DecodeRecord(absl::string_view text) {
   const nlohmann::json json = nlohmann::json::parse(text.begin(), text.end(), nullptr, false);
   if (!HasRecordTypes(json)) return absl::DataLossError("sequence record is not readable");
-  if (json.value("version", 0) != kVersion) {
+  if (json["version"] != kVersion) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "sequence record: got version ", json.value("version", 0), ", expected ", kVersion));
+        "sequence record: got version ", json["version"].dump(), ", expected ", kVersion));
   }
   SequenceRecord record;
   record.tenant = json.value("tenant", "");

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "google/rpc/error_details.pb.h"
 
 namespace terrace::frontend {
 namespace {
@@ -126,6 +127,14 @@ absl::Status GetTensor(const v1::Tensor& tensor, std::initializer_list<int64_t> 
   }
   std::memcpy(values.data(), tensor.data().data(), bytes);
   return absl::OkStatus();
+}
+
+bool LostTokens(const google::rpc::Status& status) {
+  for (const google::protobuf::Any& any : status.details()) {
+    google::rpc::ErrorInfo info;
+    if (any.UnpackTo(&info) && info.reason() == "POSITION_GAP") return true;
+  }
+  return false;
 }
 
 absl::Status FromProto(const google::rpc::Status& status) {

@@ -30,6 +30,8 @@ absl::Status GetTensor(const v1::Tensor& tensor, std::initializer_list<int64_t> 
 
 // Code and message; a code that is unknown becomes kUnknown.
 absl::Status FromProto(const google::rpc::Status& status);
+// Whether a step failed because its position lies beyond what the service holds.
+bool LostTokens(const google::rpc::Status& status);
 SequenceState FromProto(const v1::SequenceInfo& info);
 
 // The account of one answer.

@@ -19,7 +19,7 @@
 
 namespace terrace::frontend {
 
-// LlamaModel keeps the weights in memory (bf16 as bf16, others as fp32) and activations in fp32.
+// LlamaModel keeps the weights in memory and computes, both in fp32.
 // Not thread-safe: a forward pass uses working memory of the model.
 class LlamaModel {
  public:
@@ -35,9 +35,10 @@ class LlamaModel {
 
   // Runs `tokens` at positions [position, position + tokens.size()) through all layers, attention
   // by `attention`. logits: [rows][vocab_size] of the last `rows` tokens; may be empty, at most
-  // tokens.size() rows. n tokens at once give the bits of n calls with one token if the attention
-  // does. InvalidArgument for a token beyond the vocabulary or a logits size that fits no number
-  // of rows; an error of the attention comes back as it is, and logits are then unspecified.
+  // tokens.size() rows. The same call over the same rows gives the same bits; n tokens at once and
+  // n calls with one token agree to rounding. InvalidArgument for a token beyond the vocabulary or
+  // a logits size that fits no number of rows; an error of the attention comes back as it is, and
+  // logits are then unspecified.
   absl::Status Forward(absl::Span<const uint32_t> tokens, int64_t position,
                        AttentionBackend& attention, absl::Span<float> logits);
 

@@ -30,7 +30,7 @@ void Rotary::Apply(int head_count, float* heads) const {
   for (int64_t t = 0; t < count_; ++t) {
     const float* cosines = cosines_.data() + t * half_;
     const float* sines = sines_.data() + t * half_;
-    for (int head = 0; head < head_count; ++head, heads += 2 * half_) {
+    for (int head = 0; head < head_count; ++head, heads += int64_t{2} * half_) {
       for (int i = 0; i < half_; ++i) {
         const float first = heads[i];
         const float second = heads[half_ + i];

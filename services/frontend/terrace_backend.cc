@@ -17,7 +17,7 @@ namespace terrace::frontend {
 namespace {
 
 // Room in a message for everything but q, k, v or the output: handle, shapes, account.
-constexpr int64_t kEnvelopeBytes = 64 * 1024;
+constexpr int64_t kEnvelopeBytes = int64_t{64} * 1024;
 
 absl::Status CheckAddress(const std::string& address) {
   const bool is_path = absl::StartsWith(address, "unix:") && address.size() > 5;
@@ -235,6 +235,11 @@ absl::Status TerraceBackend::Connection::ReadResult(int64_t position, int64_t to
         absl::StrCat("the service answered ", response.results_size(), " items, 1 expected"));
   }
   const v1::StepResult& result = response.results(0);
+  if (LostTokens(result.status())) {
+    // This client writes where the service said it stands: it restarted, and its worker went on.
+    return absl::UnavailableError(
+        absl::StrCat("the service lost tokens: ", result.status().message()));
+  }
   if (absl::Status status = FromProto(result.status()); !status.ok()) return status;
   if (static_cast<int64_t>(result.layer_length()) != position + tokens) {
     return absl::InternalError(absl::StrCat("the service has ", result.layer_length(),

@@ -128,7 +128,9 @@ absl::Status TokenStream::TakeUp() {
   if (!sequence.ok()) return sequence.status();
   // The last token is computed again in any case, for its logits. The cut also removes what a
   // step in progress left in some of the layers.
-  const int64_t kept = std::min(sequence->length, std::max<int64_t>(length() - 1, 0));
+  int64_t kept = std::min(sequence->length, std::max<int64_t>(length() - 1, 0));
+  // A product's bits depend on the number of tokens: dense chunks begin where they first began.
+  if (kept < dense_tokens_) kept -= kept % options_.chunk_tokens;
   absl::Status status = backend_->Truncate(*sequence, kept);
   if (status.ok()) sequence_ = *std::move(sequence);
   return status;

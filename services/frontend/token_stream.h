@@ -34,9 +34,9 @@ struct StreamOptions {
 };
 
 // TokenStream appends tokens to one sequence and knows all of them, with the policy under which
-// each was computed: what the service loses it can compute again, to the same bits, because the
-// model and the service are deterministic. Model and backend must outlive it. Move-only; streams
-// of one backend must not be used from two threads.
+// each was computed: what the service loses it can compute again, in the same chunks and steps and
+// so to the same bits, because the model and the service are deterministic. Model and backend must
+// outlive it. Move-only; streams of one backend must not be used from two threads.
 class TokenStream {
  public:
   // An empty stream on a new sequence.
@@ -50,9 +50,9 @@ class TokenStream {
   const std::string& handle() const { return sequence_.handle; }
   int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
 
-  // Appends tokens in dense chunks. logits: [vocab_size], of the last token. `progress` gets the
-  // number of tokens done after each chunk.
-  // Requires: this stream is no fork and tokens is not empty.
+  // Appends the first tokens in dense chunks. logits: [vocab_size], of the last token. `progress`
+  // gets the number of tokens done after each chunk. Requires: the stream is empty and tokens is
+  // not.
   absl::Status Prefill(absl::Span<const uint32_t> tokens, absl::Span<float> logits,
                        const std::function<void(int64_t)>& progress);
 

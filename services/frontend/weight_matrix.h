@@ -11,13 +11,8 @@
 
 namespace terrace::frontend {
 
-// WeightMatrix holds W [rows][cols], bf16 weights as bf16 and others as fp32, in panels of 16
-// rows with the columns outermost, so that one vector load brings one column of a panel.
-// Immutable; move-only in practice (copies are expensive).
-//
-// Invariant: an output is summed over its columns in ascending order in one fp32 accumulator,
-// whatever the number of tokens, threads or panels. So n tokens at once give the same bits as n
-// tokens one by one.
+// WeightMatrix holds W [rows][cols] in fp32, whatever the checkpoint's dtype, for BLAS. Immutable;
+// move-only in practice (copies are expensive).
 class WeightMatrix {
  public:
   WeightMatrix() = default;
@@ -31,17 +26,13 @@ class WeightMatrix {
   void CopyRow(int64_t row, float* out) const;
 
   // y[t][r] = Σ_c W[r][c] · x[t][c].  x: [tokens][cols], y: [tokens][rows].
+  // The same operands give the same bits; one token alone and in a chunk agree to rounding.
   void Multiply(const float* x, int64_t tokens, float* y, Workers& workers) const;
 
  private:
-  int64_t panels() const;
-
   int64_t rows_ = 0;
   int64_t cols_ = 0;
-  bool bfloat16_ = false;
-  // One of the two holds [panels][cols][16]; rows beyond rows_ are zero.
-  std::vector<uint16_t> bfloat16s_;
-  std::vector<float> floats_;
+  std::vector<float> weights_;  // [rows][cols]
 };
 
 }  // namespace terrace::frontend

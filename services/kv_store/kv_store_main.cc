@@ -11,6 +11,8 @@
 #include "services/admin/admin_service.h"
 #include "services/kv_store/kv_store_service.h"
 #include "services/runtime/daemon.h"
+#include "services/runtime/message_limit.h"
+#include "services/runtime/parting_flush.h"
 
 namespace terrace {
 namespace {
@@ -46,7 +48,12 @@ absl::Status Run(const Flags& flags) {
   const std::unique_ptr<grpc::Service> store =
       kv_store::MakeKvStoreService(**engine, executor, drain, flags.server.max_message_bytes);
   const std::unique_ptr<grpc::Service> admin = admin::MakeAdminService(**engine, executor);
-  return runtime::Serve(flags.server, "terrace-kv-store", {store.get(), admin.get()}, drain);
+  runtime::ServerFlags server = flags.server;
+  server.max_message_bytes += runtime::kHopBytes;
+  const absl::Status status =
+      runtime::Serve(server, "terrace-kv-store", {store.get(), admin.get()}, drain);
+  runtime::FlushBeforeExit(**engine, flags.engine.store, absl::Now() + server.drain_timeout);
+  return status;
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "services/runtime/bulk_append_reactor.h"
 #include "services/runtime/call.h"
 #include "services/runtime/convert.h"
+#include "services/runtime/message_limit.h"
 #include "services/runtime/sequence_verbs.h"
 #include "services/runtime/step_stream.h"
 #include "terrace/v1/kv_store.grpc.pb.h"
@@ -155,6 +156,7 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
     for (const engine::StepPart& part : parts) {
       ToProto(part, options.return_selection, response->add_results());
     }
+    runtime::FitResults(max_message_bytes_, response);
     return absl::OkStatus();
   }
 

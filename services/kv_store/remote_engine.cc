@@ -12,6 +12,7 @@
 #include "services/engine/handle.h"
 #include "services/kv_store/part_convert.h"
 #include "services/runtime/convert.h"
+#include "services/runtime/message_limit.h"
 #include "services/runtime/status_convert.h"
 
 namespace terrace::kv_store {
@@ -19,8 +20,6 @@ namespace {
 
 // Time that a store which has not said who it is gets to do so.
 constexpr absl::Duration kIdentifyTimeout = absl::Seconds(2);
-// Room that a message keeps for everything that is not tensors.
-constexpr uint64_t kMessageOverheadBytes = 1 << 20;
 
 template <typename Response>
 absl::StatusOr<engine::SequenceInfo> InfoOf(const absl::Status& status, const Response& response) {
@@ -32,17 +31,17 @@ bool IsSparse(const attention::Policy& policy) {
   return std::holds_alternative<attention::SparqPolicy>(policy);
 }
 
-// Whether the rows that a step may select fit one message.
-bool RowsFit(const engine::StepRequest& request, uint64_t max_message_bytes) {
+// At most so many bytes of rows does a step select, whatever the storage dtype. Without k its
+// number of KV heads is not known here: at most that of query heads. A double, because a bad
+// request may say any numbers.
+double RowBytesMax(const engine::StepRequest& request) {
   const auto* sparq = std::get_if<attention::SparqPolicy>(&request.policy);
-  if (sparq == nullptr || request.q.shape.size() != 3 || request.k.shape.size() != 3) {
-    return sparq != nullptr && request.q.shape.size() == 3 && request.q.shape[0] == 1;
-  }
-  const uint64_t rows = std::max(sparq->k, sparq->window + sparq->sinks);
-  const uint64_t row_bytes = uint64_t{2} * request.k.shape[2] * sizeof(float);
-  return uint64_t{request.q.shape[0]} * request.k.shape[1] * rows * row_bytes +
-             kMessageOverheadBytes <=
-         max_message_bytes;
+  if (sparq == nullptr || request.q.shape.size() != 3) return 0;
+  const double queries = request.q.shape[0];
+  const double heads = request.k.shape.size() == 3 ? request.k.shape[1] : request.q.shape[1];
+  const double wanted = std::max<double>(sparq->k, double{1} * sparq->window + sparq->sinks);
+  const double rows = std::min(wanted, static_cast<double>(request.position) + queries);
+  return queries * heads * rows * 2 * request.q.shape[2] * sizeof(float);
 }
 
 }  // namespace
@@ -54,7 +53,9 @@ struct RemoteEngine::Batch {
   std::vector<size_t> items;
   // Rows that this process holds for each of the items; null for none.
   std::vector<std::shared_ptr<const RowSet>> held;
+  // Null when nothing was sent: `refused` says why.
   std::shared_ptr<StepChannel::Pending> pending;
+  absl::Status refused = absl::UnknownError("not sent");
   absl::Time sent;
 };
 
@@ -233,10 +234,14 @@ void RemoteEngine::Send(const engine::Caller& caller, int layer,
                         absl::Span<const engine::StepRequest> requests,
                         const engine::StepOptions& options, Batch& batch) {
   bool rows_possible = true;
+  double row_bytes = 0;
   for (const size_t item : batch.items) {
-    rows_possible = rows_possible && IsSparse(requests[item].policy) &&
-                    RowsFit(requests[item], options_.max_message_bytes);
+    rows_possible = rows_possible && IsSparse(requests[item].policy);
+    row_bytes += RowBytesMax(requests[item]);
   }
+  const uint64_t bytes_max = batch.shard->max_message_bytes();
+  // Positions, sums and accounts take less than a quarter of the rows.
+  rows_possible = rows_possible && row_bytes * 1.25 <= static_cast<double>(bytes_max);
   batch.mode = options.mode;
   if (options.mode == engine::RemoteMode::kAuto) batch.mode = batch.shard->modes().Choose();
   if (!rows_possible) batch.mode = engine::RemoteMode::kPartial;
@@ -267,6 +272,11 @@ void RemoteEngine::Send(const engine::Caller& caller, int layer,
     }
     if (held != nullptr) ToProto(held->held, out);
     batch.held.push_back(std::move(held));
+  }
+  const uint64_t bytes = message.ByteSizeLong();
+  if (bytes > bytes_max + runtime::kHopBytes) {
+    batch.refused = runtime::MessageTooLarge("step", bytes, bytes_max);
+    return;
   }
   batch.pending = batch.shard->steps().Start(std::move(message));
 }
@@ -308,8 +318,8 @@ engine::StepResult RemoteEngine::FinishItem(int layer, const engine::StepRequest
 void RemoteEngine::Receive(int layer, absl::Span<const engine::StepRequest> requests,
                            const engine::StepOptions& options, absl::Time deadline, Batch& batch,
                            std::vector<engine::StepResult>& results) {
-  const absl::StatusOr<v1::StoreStepResponse> response =
-      batch.shard->steps().Wait(*batch.pending, deadline);
+  absl::StatusOr<v1::StoreStepResponse> response = batch.refused;
+  if (batch.pending != nullptr) response = batch.shard->steps().Wait(*batch.pending, deadline);
   absl::Status status = response.status();
   if (status.ok()) status = runtime::FromRpcStatus(response->status());
   if (status.ok() && response->results_size() != static_cast<int>(batch.items.size())) {
@@ -342,6 +352,14 @@ std::vector<engine::StepResult> RemoteEngine::Attend(const engine::Caller& calle
                                                      absl::Span<const engine::StepRequest> requests,
                                                      const engine::StepOptions& options) {
   std::vector<engine::StepResult> results(requests.size());
+  const absl::Time deadline = std::min(caller.deadline, options.deadline);
+  if (absl::Now() >= deadline) {
+    // A store that heard of it might still be in time to append.
+    for (engine::StepResult& result : results) {
+      result.status = absl::DeadlineExceededError("step: its deadline passed before it began");
+    }
+    return results;
+  }
   std::map<Shard*, Batch> batches;
   for (size_t item = 0; item < requests.size(); ++item) {
     const absl::StatusOr<Shard*> shard = ShardFor(requests[item].handle);
@@ -354,7 +372,6 @@ std::vector<engine::StepResult> RemoteEngine::Attend(const engine::Caller& calle
     batch.items.push_back(item);
   }
   for (auto& [shard, batch] : batches) Send(caller, layer, requests, options, batch);
-  const absl::Time deadline = std::min(caller.deadline, options.deadline);
   for (auto& [shard, batch] : batches) {
     Receive(layer, requests, options, deadline, batch, results);
   }

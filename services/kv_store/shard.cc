@@ -23,11 +23,11 @@ constexpr int kKeepaliveTimeoutMs = 10'000;
 constexpr int kReconnectMinMs = 100;
 constexpr int kReconnectMaxMs = 1'000;
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& endpoint,
-                                           uint64_t max_message_bytes) {
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& endpoint) {
   grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(static_cast<int>(max_message_bytes));
-  arguments.SetMaxSendMessageSize(static_cast<int>(max_message_bytes));
+  // Who makes a message keeps it to the limit: here it would end the stream.
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetMaxSendMessageSize(-1);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -54,7 +54,9 @@ class Call {
 
 absl::Status ToStatus(const std::string& endpoint, const grpc::Status& status) {
   absl::Status converted = runtime::FromGrpcStatus(status);
-  if (absl::IsUnavailable(converted) && !engine::DetailOf(converted).has_value()) {
+  // A store that shuts down cancels calls; this side has not.
+  const bool gone = absl::IsUnavailable(converted) || absl::IsCancelled(converted);
+  if (gone && !engine::DetailOf(converted).has_value()) {
     return engine::ShardUnavailable(endpoint, converted.message());
   }
   return converted;
@@ -63,8 +65,8 @@ absl::Status ToStatus(const std::string& endpoint, const grpc::Status& status) {
 }  // namespace
 
 struct Shard::Stubs {
-  Stubs(const std::string& endpoint, uint64_t max_message_bytes)
-      : channel(MakeChannel(endpoint, max_message_bytes)),
+  explicit Stubs(const std::string& endpoint)
+      : channel(MakeChannel(endpoint)),
         store(v1::KvStoreService::NewStub(channel)),
         admin(v1::AdminService::NewStub(channel)),
         step_stub(*store) {}
@@ -77,14 +79,20 @@ struct Shard::Stubs {
 
 Shard::Shard(std::string endpoint, uint64_t max_message_bytes)
     : endpoint_(std::move(endpoint)),
-      stubs_(std::make_unique<Stubs>(endpoint_, max_message_bytes)),
-      steps_(std::make_unique<StepChannel>(stubs_->step_stub, endpoint_)) {}
+      stubs_(std::make_unique<Stubs>(endpoint_)),
+      steps_(std::make_unique<StepChannel>(stubs_->step_stub, endpoint_)),
+      max_message_bytes_(max_message_bytes) {}
 
 Shard::~Shard() = default;
 
 std::optional<uint16_t> Shard::number() const {
   const absl::MutexLock lock(&mu_);
   return number_;
+}
+
+uint64_t Shard::max_message_bytes() const {
+  const absl::MutexLock lock(&mu_);
+  return max_message_bytes_;
 }
 
 absl::Status Shard::Identify(absl::Time deadline) {
@@ -95,6 +103,7 @@ absl::Status Shard::Identify(absl::Time deadline) {
   if (!status.ok()) return ToStatus(endpoint_, status);
   const absl::MutexLock lock(&mu_);
   number_ = static_cast<uint16_t>(response.shard());
+  max_message_bytes_ = response.max_message_bytes();
   return absl::OkStatus();
 }
 

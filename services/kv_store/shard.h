@@ -29,6 +29,8 @@ class Shard {
   const std::string& endpoint() const { return endpoint_; }
   // The shard number that the store gave, once it has answered.
   std::optional<uint16_t> number() const;
+  // Of one message to it: what it said, or the constructor's until it has answered.
+  uint64_t max_message_bytes() const;
   // Asks the store who it is, unless it has said so. Unavailable when it does not answer.
   absl::Status Identify(absl::Time deadline);
 
@@ -61,6 +63,7 @@ class Shard {
   ModeChooser modes_;
   mutable absl::Mutex mu_;
   std::optional<uint16_t> number_ ABSL_GUARDED_BY(mu_);
+  uint64_t max_message_bytes_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace terrace::kv_store

@@ -1,5 +1,7 @@
 #include "services/runtime/flags.h"
 
+#include <arpa/inet.h>
+
 #include <map>
 
 #include "absl/strings/ascii.h"
@@ -15,6 +17,8 @@ namespace {
 
 constexpr uint64_t kMessageBytesMin = 64 << 10;
 constexpr uint64_t kMessageBytesMax = uint64_t{1} << 30;
+// Also keeps now + timeout within gRPC's clock.
+constexpr absl::Duration kDrainTimeoutMax = absl::Hours(24);
 
 template <typename Value, typename Parse>
 CLI::Option* AddParsed(CLI::App& app, const std::string& name, Value& value,
@@ -61,6 +65,11 @@ absl::Status ServerFlags::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("max-message-bytes: got ", FormatSize(max_message_bytes), ", expected ",
                      FormatSize(kMessageBytesMin), " to ", FormatSize(kMessageBytesMax)));
+  }
+  if (drain_timeout > kDrainTimeoutMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("drain-timeout: got ", absl::FormatDuration(drain_timeout),
+                     ", expected at most ", absl::FormatDuration(kDrainTimeoutMax)));
   }
   if (!IsLocal(listen) && !allow_plaintext) {
     return absl::InvalidArgumentError(
@@ -146,8 +155,15 @@ void AddEnvironment(CLI::App& app) {
 }
 
 bool IsLocal(absl::string_view listen) {
-  return absl::StartsWith(listen, "unix:") || absl::StartsWith(listen, "127.") ||
-         absl::StartsWith(listen, "localhost:") || absl::StartsWith(listen, "[::1]:");
+  if (absl::StartsWith(listen, "unix:") || absl::StartsWith(listen, "localhost:") ||
+      absl::StartsWith(listen, "[::1]:")) {
+    return true;
+  }
+  // An address in 127.0.0.0/8; a name that starts so may be anybody's.
+  const absl::string_view host = listen.substr(0, listen.rfind(':'));
+  in_addr address{};
+  return inet_pton(AF_INET, std::string(host).c_str(), &address) == 1 &&
+         ntohl(address.s_addr) >> 24 == 127;
 }
 
 absl::StatusOr<uint16_t> ShardFromHostname(absl::string_view host_name) {

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "absl/strings/string_view.h"
 #include "google/rpc/error_details.pb.h"
 #include "services/engine/error.h"
 
@@ -10,6 +11,15 @@ namespace {
 
 constexpr size_t kMessageBytesMax = 2048;
 constexpr char kDomain[] = "terrace";
+
+// At most kMessageBytesMax bytes, not ending amid a UTF-8 character: protobuf refuses to read half
+// a one, and with it the whole message.
+std::string CutMessage(absl::string_view message) {
+  if (message.size() <= kMessageBytesMax) return std::string(message);
+  size_t end = kMessageBytesMax;
+  while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;
+  return std::string(message.substr(0, end));
+}
 
 absl::Status Make(int code, const std::string& message) {
   return {static_cast<absl::StatusCode>(code), message};
@@ -20,7 +30,7 @@ absl::Status Make(int code, const std::string& message) {
 google::rpc::Status ToRpcStatus(const absl::Status& status) {
   google::rpc::Status rpc;
   rpc.set_code(static_cast<int>(status.code()));
-  rpc.set_message(std::string(status.message().substr(0, kMessageBytesMax)));
+  rpc.set_message(CutMessage(status.message()));
   const std::optional<engine::ErrorDetail> detail = engine::DetailOf(status);
   if (!detail.has_value()) return rpc;
   google::rpc::ErrorInfo info;

@@ -48,7 +48,9 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     Update([this, ok, &request]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       reading_ = false;
       read_done_ = !ok;
-      if (!ok) return;
+      // A message that comes when the stream has ended finds nobody to answer it: gRPC may be done
+      // with this object as soon as this reaction returns.
+      if (!ok || finished_) return;
       request = std::move(next_);
       ++in_flight_;
     });

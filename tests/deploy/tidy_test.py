@@ -5,6 +5,7 @@ Usage: tidy_test.py
 
 import os
 import pathlib
+import sys
 import unittest
 
 import tidy_rules
@@ -104,4 +105,4 @@ class Rules(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    unittest.main(argv=sys.argv[:1])  # the folder of the binaries is not needed

@@ -47,7 +47,10 @@ TEST(BlockLayout, ScatterPutsEachCellWhereTheStripeFormulaSays) {
     BlockLayout layout = Valid();
     layout.stripe_blocks = 1u << random() % 7;
     layout.planes.resize(1 + random() % 3);
-    for (Plane& plane : layout.planes) plane = {1 + random() % 9, 1 + random() % 33};
+    for (Plane& plane : layout.planes) {
+      plane.count = static_cast<uint32_t>(1 + random() % 9);
+      plane.cell_bytes = static_cast<uint32_t>(1 + random() % 33);
+    }
     std::vector<std::vector<std::byte>> pieces(layout.stripe_blocks);
     std::vector<std::byte> stripe(layout.stripe_bytes());
     for (uint32_t cell = 0; cell < layout.stripe_blocks; ++cell) {
@@ -92,8 +95,8 @@ TEST_P(BlockLayoutFieldTest, IsCheckedAgainstItsLimits) {
     ASSERT_OK(decoded);
     EXPECT_EQ(*decoded, layout);
   } else {
-    EXPECT_THAT(layout.Validate(), StatusIs(absl::StatusCode::kInvalidArgument,
-                                            HasSubstr(GetParam().refused)));
+    EXPECT_THAT(layout.Validate(),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(GetParam().refused)));
     EXPECT_THAT(BlockLayout::Decode(layout.Encode()), StatusIs(absl::StatusCode::kDataLoss));
   }
 }
@@ -110,8 +113,7 @@ INSTANTIATE_TEST_SUITE_P(
         FieldCase{"no_tokens", [](BlockLayout& l) { l.block_tokens = 0; }, "block_tokens is 0"},
         FieldCase{"tokens_not_a_power", [](BlockLayout& l) { l.block_tokens = 48; },
                   "block_tokens is 48"},
-        FieldCase{"one_token",
-                  [](BlockLayout& l) { l.block_tokens = l.granule_tokens = 1; }, ""},
+        FieldCase{"one_token", [](BlockLayout& l) { l.block_tokens = l.granule_tokens = 1; }, ""},
         FieldCase{"tokens_at_limit",
                   [](BlockLayout& l) {
                     l.block_tokens = 65536;
@@ -124,8 +126,7 @@ INSTANTIATE_TEST_SUITE_P(
         FieldCase{"no_row_bytes", [](BlockLayout& l) { l.row_bytes = 0; }, "row_bytes"},
         FieldCase{"one_row_byte", [](BlockLayout& l) { l.row_bytes = 1; }, ""},
         FieldCase{"rows_at_limit", [](BlockLayout& l) { l.row_bytes = 1 << 20; }, ""},
-        FieldCase{"rows_over_limit", [](BlockLayout& l) { l.row_bytes = (1 << 20) + 1; },
-                  "64 MiB"},
+        FieldCase{"rows_over_limit", [](BlockLayout& l) { l.row_bytes = (1 << 20) + 1; }, "64 MiB"},
         FieldCase{"rows_overflowing", [](BlockLayout& l) { l.row_bytes = UINT32_MAX; }, "64 MiB"},
         FieldCase{"no_granule", [](BlockLayout& l) { l.granule_tokens = 0; },
                   "granule_tokens is 0"},
@@ -149,18 +150,24 @@ INSTANTIATE_TEST_SUITE_P(
         FieldCase{"stripe_over_limit", [](BlockLayout& l) { l.stripe_blocks = 128; },
                   "stripe_blocks is 128"},
         FieldCase{"no_planes", [](BlockLayout& l) { l.planes.clear(); }, ""},
-        FieldCase{"planes_at_limit", [](BlockLayout& l) { l.planes.resize(16, {1, 1}); }, ""},
-        FieldCase{"planes_over_limit", [](BlockLayout& l) { l.planes.resize(17, {1, 1}); },
+        FieldCase{"planes_at_limit",
+                  [](BlockLayout& l) {
+                    l.planes.resize(16, {1, 1});
+                  },
+                  ""},
+        FieldCase{"planes_over_limit",
+                  [](BlockLayout& l) {
+                    l.planes.resize(17, {1, 1});
+                  },
                   "planes is 17"},
         FieldCase{"empty_plane", [](BlockLayout& l) { l.planes[1].count = 0; }, "plane count"},
         FieldCase{"empty_cell", [](BlockLayout& l) { l.planes[2].cell_bytes = 0; }, "cell_bytes"},
-        FieldCase{"stripe_bytes_at_limit",
-                  [](BlockLayout& l) { l.planes = {{1, 4 << 20}}; }, ""},
+        FieldCase{"stripe_bytes_at_limit", [](BlockLayout& l) { l.planes = {{1, 4 << 20}}; }, ""},
         FieldCase{"stripe_bytes_over_limit",
                   [](BlockLayout& l) { l.planes = {{1, (4 << 20) + 1}}; }, "stripe bytes"},
         FieldCase{"plane_overflowing",
                   [](BlockLayout& l) { l.planes = {{UINT32_MAX, UINT32_MAX}}; }, "stripe bytes"}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& test) { return std::string(test.param.name); });
 
 TEST(BlockLayout, DecodeRefusesEveryOtherLength) {
   const std::string bytes = Valid().Encode();

@@ -273,7 +273,8 @@ TEST_F(DiskTierTest, StaysWithinItsBudgetAndReclaimsWhatWasDeleted) {
     ASSERT_LE(tier_->used_bytes(), options_.bytes);
   }
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("budget")));
-  EXPECT_GT(uint64_t{blocks} * 2 * layout_.rows_bytes(), options_.bytes / 2) << "most of it is used";
+  EXPECT_GT(uint64_t{blocks} * 2 * layout_.rows_bytes(), options_.bytes / 2)
+      << "most of it is used";
   DiskBatch batch;
   batch.DeleteSegment(SegmentId{21});
   ASSERT_OK(tier_->Write(batch, false, DiskTier::Growth::kFrees));

@@ -42,9 +42,8 @@ TEST(ChooseLru, AgreesWithSortingEverything) {
     for (size_t i = 0; i < candidates.size(); ++i) {
       if (candidates[i].evictable) expected.push_back(i);
     }
-    std::stable_sort(expected.begin(), expected.end(), [&](size_t a, size_t b) {
-      return candidates[a].age > candidates[b].age;
-    });
+    std::stable_sort(expected.begin(), expected.end(),
+                     [&](size_t a, size_t b) { return candidates[a].age > candidates[b].age; });
     expected.resize(std::min(expected.size(), count));
     EXPECT_EQ(ChooseLru(candidates, count), expected);
   }

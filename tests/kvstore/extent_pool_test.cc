@@ -50,10 +50,10 @@ TEST_F(ExtentPoolTest, SlabFollowsTheBudget) {
     size_t slab_bytes;
     size_t slab_count;
   };
-  for (const Case& c : {Case{kMiB, 256 * kKiB, 4}, Case{4 * kMiB, 256 * kKiB, 16},
-                        Case{8 * kMiB, 512 * kKiB, 16}, Case{64 * kMiB, 4 * kMiB, 16},
-                        Case{1024 * kMiB, 4 * kMiB, 256}, Case{kMiB + 1, 256 * kKiB, 4},
-                        Case{65 * kMiB, 4 * kMiB, 16}}) {
+  for (const Case& c :
+       {Case{kMiB, 256 * kKiB, 4}, Case{kMiB + 1, 256 * kKiB, 4}, Case{8 * kMiB, 256 * kKiB, 32},
+        Case{16 * kMiB - 1, 256 * kKiB, 63}, Case{16 * kMiB, 256 * kKiB, 64},
+        Case{64 * kMiB, kMiB, 64}, Case{1024 * kMiB, kMiB, 1024}}) {
     Create(c.bytes);
     EXPECT_EQ(pool_->slab_bytes(), c.slab_bytes) << c.bytes;
     EXPECT_EQ(pool_->slab_count(), c.slab_count) << c.bytes;
@@ -62,10 +62,19 @@ TEST_F(ExtentPoolTest, SlabFollowsTheBudget) {
 }
 
 TEST_F(ExtentPoolTest, HandsOutTheBudgetAndNoMore) {
-  for (const size_t bytes : {1ul, 63ul, 64ul, 65ul, 8192ul, 100'000ul, 256 * kKiB}) {
+  for (const size_t bytes : {size_t{1}, size_t{63}, size_t{64}, size_t{65}, 8 * kKiB,
+                             size_t{100'000}, pool_->slab_bytes()}) {
     Create(kMiB);
-    const std::vector<std::byte*> extents = TakeAll(bytes);
-    EXPECT_EQ(extents.size(), 4 * (256 * kKiB / ExtentPool::RoundUp(bytes))) << bytes;
+    const size_t per_slab = pool_->slab_bytes() / ExtentPool::RoundUp(bytes);
+    const size_t quarter = pool_->slab_count() / 4;
+    // Three quarters for either kind, all for both.
+    std::vector<std::byte*> extents = TakeAll(bytes, ExtentKind::kRows);
+    EXPECT_EQ(extents.size(), 3 * quarter * per_slab) << bytes;
+    EXPECT_FALSE(pool_->MayTakeSlab(ExtentKind::kRows));
+    const std::vector<std::byte*> stripes = TakeAll(bytes, ExtentKind::kStripe);
+    EXPECT_EQ(stripes.size(), quarter * per_slab) << bytes;
+    EXPECT_TRUE(pool_->MayTakeSlab(ExtentKind::kStripe));
+    extents.insert(extents.end(), stripes.begin(), stripes.end());
     EXPECT_EQ(pool_->used_bytes(), extents.size() * ExtentPool::RoundUp(bytes));
     EXPECT_LE(pool_->used_bytes(), pool_->capacity_bytes());
     for (std::byte* extent : extents) pool_->Release(extent);
@@ -75,30 +84,33 @@ TEST_F(ExtentPoolTest, HandsOutTheBudgetAndNoMore) {
 }
 
 TEST_F(ExtentPoolTest, AnEmptiedSlabServesAnotherClass) {
+  // Handed out slab by slab.
   std::vector<std::byte*> small = TakeAll(8 * kKiB);
-  EXPECT_EQ(Take(100 * kKiB), nullptr);
-  // All of one slab: extents were handed out slab by slab.
-  for (size_t i = 0; i + 1 < 32; ++i) pool_->Release(small[i]);
-  EXPECT_EQ(Take(100 * kKiB), nullptr) << "one extent still holds the slab";
-  pool_->Release(small[31]);
-  EXPECT_NE(Take(100 * kKiB), nullptr);
-  EXPECT_NE(Take(100 * kKiB), nullptr);
-  EXPECT_EQ(Take(100 * kKiB), nullptr);
+  const size_t per_slab = pool_->slab_bytes() / (8 * kKiB);
+  const size_t half = pool_->slab_bytes() / 2;
+  EXPECT_EQ(Take(half), nullptr);
+  for (size_t i = 0; i + 1 < per_slab; ++i) pool_->Release(small[i]);
+  EXPECT_EQ(Take(half), nullptr) << "one extent still holds the slab";
+  pool_->Release(small[per_slab - 1]);
+  EXPECT_NE(Take(half), nullptr);
+  EXPECT_NE(Take(half), nullptr);
+  EXPECT_EQ(Take(half), nullptr);
   EXPECT_EQ(Take(8 * kKiB), nullptr);
 }
 
 TEST_F(ExtentPoolTest, RowsAndStripesOfOneSizeDoNotShareSlabs) {
   Take(8 * kKiB, 0, ExtentKind::kRows);
   Take(8 * kKiB, 0, ExtentKind::kStripe);
-  EXPECT_EQ(pool_->free_slab_count(), 2u);
+  EXPECT_EQ(pool_->free_slab_count(), pool_->slab_count() - 2);
 }
 
 TEST_F(ExtentPoolTest, ReturnedSlotsAreUsedBeforeNewSlabs) {
   std::vector<std::byte*> extents;
   for (int i = 0; i < 40; ++i) extents.push_back(Take(8 * kKiB));
+  const size_t free_slabs = pool_->free_slab_count();
   for (int i = 0; i < 40; i += 3) pool_->Release(extents[i]);
   for (int i = 0; i < 40; i += 3) Take(8 * kKiB);
-  EXPECT_EQ(pool_->free_slab_count(), 2u);
+  EXPECT_EQ(pool_->free_slab_count(), free_slabs);
 }
 
 TEST_F(ExtentPoolTest, ASweepMeetsEveryExtentOnce) {
@@ -109,8 +121,7 @@ TEST_F(ExtentPoolTest, ASweepMeetsEveryExtentOnce) {
   std::array<ExtentRef, 9> refs;
   size_t visits = pool_->SlotCount(8 * kKiB, ExtentKind::kRows);
   while (visits > 0) {
-    const size_t found =
-        pool_->Sample(8 * kKiB, ExtentKind::kRows, &visits, absl::MakeSpan(refs));
+    const size_t found = pool_->Sample(8 * kKiB, ExtentKind::kRows, &visits, absl::MakeSpan(refs));
     for (size_t i = 0; i < found; ++i) met.insert(refs[i].index);
   }
   EXPECT_EQ(met.size(), 60u);
@@ -141,7 +152,9 @@ TEST_F(ExtentPoolTest, RandomUseNeverOverlapsAndGivesEverythingBack) {
       std::byte* extent = Take(bytes, step);
       if (extent == nullptr) continue;
       const auto next = held.lower_bound(extent);
-      if (next != held.end()) ASSERT_LE(extent + bytes, next->first);
+      if (next != held.end()) {
+        ASSERT_LE(extent + bytes, next->first);
+      }
       if (next != held.begin()) {
         ASSERT_LE(std::prev(next)->first + std::prev(next)->second.first, extent);
       }

@@ -9,8 +9,12 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -23,8 +27,8 @@ namespace terrace::kvstore {
 
 class TempFolder {
  public:
-  TempFolder() {
-    std::string path = ::testing::TempDir() + "terrace-kvstore-XXXXXX";
+  explicit TempFolder(const std::string& parent = ::testing::TempDir()) {
+    std::string path = parent + "/terrace-kvstore-XXXXXX";
     path_ = mkdtemp(path.data());
   }
   ~TempFolder() {
@@ -57,8 +61,8 @@ inline BlockLayout SmallLayout() {
 inline void FillBytes(const BlockKey& key, uint32_t salt, bool is_piece, size_t size,
                       std::byte* out) {
   uint64_t state = static_cast<uint64_t>(key.segment) * 0x9E3779B97F4A7C15u;
-  state ^= uint64_t{key.layer} << 50 ^ uint64_t{key.head} << 40 ^ uint64_t{key.block} << 8 ^
-           uint64_t{salt} << 2 ^ uint64_t{is_piece};
+  state ^= uint64_t{key.layer} << 50 ^ uint64_t { key.head } << 40 ^ uint64_t { key.block } << 8 ^
+           uint64_t { salt } << 2 ^ uint64_t { is_piece };
   for (size_t i = 0; i < size; ++i) {
     state += 0x9E3779B97F4A7C15u;
     uint64_t mixed = (state ^ state >> 30) * 0xBF58476D1CE4E5B9u;
@@ -81,11 +85,12 @@ inline std::vector<std::byte> PieceOf(const BlockLayout& layout, const BlockKey&
   return piece;
 }
 
-// Reserves, fills and seals one block of one lane.
+// Reserves, fills and seals one block of one lane, unless it is sealed already.
 inline absl::Status AppendBlock(BlockStore& store, Segment& segment, uint16_t layer, uint16_t head,
                                 uint32_t block, uint32_t salt = 0, absl::Time deadline = Soon()) {
   const BlockLayout& layout = store.layout(segment);
   const BlockKey key{store.id(segment), layer, head, block};
+  if (store.SealedEnd(segment, layer, head) > block) return absl::OkStatus();
   if (absl::Status status = store.Reserve(segment, layer, block, block + 1, deadline);
       !status.ok()) {
     return status;
@@ -175,6 +180,69 @@ inline absl::Status CheckBlocks(BlockStore& store, Segment& segment, uint32_t fi
   return absl::OkStatus();
 }
 
+// A store in a folder of its own. Conservation (I8) is checked whenever a store is let go of.
+class StoreTest : public ::testing::Test {
+ protected:
+  static constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+  StoreTest() {
+    options_.host_bytes = kMiB;
+    options_.disk_path = folder_.path() + "/disk";
+    options_.disk_bytes = 256 * kMiB;
+    options_.shard = 3;
+  }
+  // Also reopens: blocks that are not on disk are lost then.
+  void Open() {
+    Close();
+    auto store = OpenBlockStore(options_, fault_);
+    ASSERT_OK(store);
+    store_ = *std::move(store);
+  }
+  void Close();
+  void TearDown() override { Close(); }
+
+  SegmentRef NewSegment(uint32_t first_block = 0) {
+    auto segment = store_->CreateSegment(layout_, first_block);
+    EXPECT_OK(segment);
+    return *std::move(segment);
+  }
+  absl::Status Commit(std::string name, std::vector<SegmentRange> ranges) {
+    return store_->CommitManifest(
+        {.name = std::move(name), .attributes = "attributes", .ranges = std::move(ranges)});
+  }
+  // The segment of the one manifest that was recovered.
+  SegmentRef OnlyRecovered() {
+    std::vector<Manifest> manifests = store_->TakeRecovered();
+    EXPECT_EQ(manifests.size(), 1u);
+    return manifests.empty() ? nullptr : manifests[0].ranges[0].segment;
+  }
+  // Whether it comes true: threads of the store may hold on to a segment a little longer.
+  static bool Eventually(const std::function<bool()>& holds) {
+    const absl::Time deadline = Soon();
+    while (!holds()) {
+      if (absl::Now() > deadline) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+  // Blocks of all lanes in memory.
+  uint64_t HostBlocks(const Segment& segment) const {
+    uint64_t sum = 0;
+    for (uint16_t layer = 0; layer < layout_.layers; ++layer) {
+      sum += store_->Describe(segment, layer, 0, kOpenEnd).host_blocks;
+    }
+    return sum;
+  }
+  // Changes a byte wherever the disk holds these bytes; returns where many. Only while closed.
+  int Rot(absl::Span<const std::byte> bytes) const;
+
+  const TempFolder folder_;
+  StoreOptions options_;
+  DiskFault fault_;
+  BlockLayout layout_ = SmallLayout();
+  std::unique_ptr<BlockStore> store_;
+};
+
 // I8, and that the tier is within its budget (I5).
 MATCHER(IsConserved, "admits what it holds, evicted and deleted, within its budget") {
   const TierStats& stats = arg;
@@ -184,9 +252,30 @@ MATCHER(IsConserved, "admits what it holds, evicted and deleted, within its budg
                    << stats.capacity_bytes;
   return stats.admitted_blocks ==
              stats.resident_blocks + stats.evicted_blocks + stats.deleted_blocks &&
-         stats.admitted_bytes ==
-             stats.resident_bytes + stats.evicted_bytes + stats.deleted_bytes &&
+         stats.admitted_bytes == stats.resident_bytes + stats.evicted_bytes + stats.deleted_bytes &&
          stats.used_bytes <= stats.capacity_bytes && stats.pinned_bytes <= stats.capacity_bytes;
+}
+
+inline void StoreTest::Close() {
+  if (store_ == nullptr) return;
+  EXPECT_THAT(store_->HostStats(), IsConserved());
+  EXPECT_THAT(store_->DiskStats(), IsConserved());
+  store_.reset();
+}
+
+inline int StoreTest::Rot(absl::Span<const std::byte> bytes) const {
+  const std::string wanted(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  int found = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(options_.disk_path)) {
+    std::ifstream in(entry.path(), std::ios::binary);
+    std::string content{std::istreambuf_iterator<char>(in), {}};
+    const size_t at = content.find(wanted);
+    if (at == std::string::npos) continue;
+    ++found;
+    content[at + wanted.size() / 2] = static_cast<char>(content[at + wanted.size() / 2] ^ 1);
+    std::ofstream(entry.path(), std::ios::binary) << content;
+  }
+  return found;
 }
 
 }  // namespace terrace::kvstore

@@ -67,6 +67,13 @@ void ExpectLikePlain(const nlohmann::json& config, uint32_t seed) {
   }
 }
 
+// BLAS may sum in another order for another number of tokens or rows: equal but for fp32 rounding
+// of logits of magnitude 10.
+void ExpectClose(const std::vector<float>& got, const std::vector<float>& expected) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 2e-4) << "at " << i;
+}
+
 TEST(LlamaModel, MatchesAPlainForwardPassInDouble) { ExpectLikePlain(SmallConfig(), 1); }
 
 TEST(LlamaModel, MatchesAPlainForwardPassInOtherShapes) {
@@ -83,17 +90,18 @@ TEST(LlamaModel, MatchesAPlainForwardPassInOtherShapes) {
   ExpectLikePlain(config, 3);
 }
 
-TEST(LlamaModel, ChunksGiveTheBitsOfSingleSteps) {
+TEST(LlamaModel, ChunksGiveWhatSingleStepsGive) {
   auto model = LlamaModel::Load(kTinyModel, 1);
   ASSERT_OK(model);
   const auto tokens = RandomTokens(75, 256, 4);
   const std::vector<float> single = AllLogits(**model, tokens, 1);
   for (const size_t chunk : {2, 8, 31, 75}) {
-    EXPECT_EQ(AllLogits(**model, tokens, chunk), single) << "chunk of " << chunk;
+    SCOPED_TRACE(chunk);
+    ExpectClose(AllLogits(**model, tokens, chunk), single);
   }
 }
 
-TEST(LlamaModel, ThreadsDoNotChangeTheBits) {
+TEST(LlamaModel, ThreadsChangeNothingButRounding) {
   const auto tokens = RandomTokens(64, 256, 5);
   std::vector<std::vector<float>> logits;
   for (const int threads : {1, 2, 3}) {
@@ -101,8 +109,8 @@ TEST(LlamaModel, ThreadsDoNotChangeTheBits) {
     ASSERT_OK(model);
     logits.push_back(AllLogits(**model, tokens, 64));
   }
-  EXPECT_EQ(logits[0], logits[1]);
-  EXPECT_EQ(logits[0], logits[2]);
+  ExpectClose(logits[0], logits[1]);
+  ExpectClose(logits[0], logits[2]);
 }
 
 TEST(LlamaModel, FewerLogitRowsAreTheLastOnes) {
@@ -115,8 +123,8 @@ TEST(LlamaModel, FewerLogitRowsAreTheLastOnes) {
     RowStoreAttention attention((*model)->config(), attention::Dtype::kFloat32);
     std::vector<float> logits(rows * vocab);
     ASSERT_OK((*model)->Forward(tokens, 0, attention, absl::MakeSpan(logits)));
-    EXPECT_EQ(logits,
-              std::vector<float>(all.end() - static_cast<int64_t>(logits.size()), all.end()));
+    ExpectClose(logits,
+                std::vector<float>(all.end() - static_cast<int64_t>(logits.size()), all.end()));
   }
 }
 
@@ -169,7 +177,7 @@ TEST(LlamaModel, FingerprintFollowsWeightsAndRope) {
   EXPECT_NE(first, fingerprint(config, 1));
 }
 
-// A matrix of each kind against plain sums, over extents around the panel and the tile.
+// A matrix of each kind against plain sums, over extents around vector widths.
 TEST(WeightMatrix, MultipliesLikePlainLoops) {
   std::mt19937 random(7);
   std::normal_distribution<float> values;

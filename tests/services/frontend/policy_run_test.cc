@@ -124,8 +124,9 @@ TEST_F(PolicyRunTest, ScoresAndGeneratesLikeTheModelAlone) {
     bits += TokenBits(absl::MakeConstSpan(logits).subspan((i - 1) * vocab, vocab), tokens[i]);
   }
   ASSERT_TRUE(result.bits_per_byte.has_value());
-  EXPECT_DOUBLE_EQ(*result.bits_per_byte,
-                   bits / static_cast<double>(tokens.size() - kPromptTokens));
+  // One pass here, chunks and steps there: equal to rounding.
+  EXPECT_NEAR(*result.bits_per_byte, bits / static_cast<double>(tokens.size() - kPromptTokens),
+              1e-5);
   std::string text;
   std::vector<float> next(logits.begin() + (kPromptTokens - 1) * vocab,
                           logits.begin() + kPromptTokens * vocab);

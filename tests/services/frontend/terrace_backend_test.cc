@@ -23,8 +23,10 @@ using ::testing::ElementsAre;
 using testing::FakeServer;
 using testing::Fault;
 using testing::FaultPlan;
+using ::testing::FloatNear;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Pointwise;
 using testing::RowStoreAttention;
 using testing::SmallConfig;
 using testing::SmallWeights;
@@ -275,8 +277,9 @@ TEST_F(TerraceBackendTest, ATruncatedSequenceGoesOnFromThere) {
   std::vector<float> logits(5 * vocab);
   ASSERT_OK(model_->Forward(absl::MakeConstSpan(kTokens).subspan(6), 6, *backend_,
                             absl::MakeSpan(logits)));
-  EXPECT_EQ(logits, std::vector<float>(expected->end() - static_cast<int64_t>(logits.size()),
-                                       expected->end()));
+  // The first pass had 11 tokens at once, this one 5: equal to rounding.
+  const size_t first = expected->size() - logits.size();
+  for (size_t i = 0; i < logits.size(); ++i) ASSERT_NEAR(logits[i], (*expected)[first + i], 1e-4);
   EXPECT_THAT(backend_->Truncate(sequence_, 12),
               StatusIs(absl::StatusCode::kOutOfRange, HasSubstr("to 12")));
 }

@@ -1,0 +1,42 @@
+#include "services/runtime/parting_flush.h"
+
+#include <spdlog/spdlog.h>
+
+#include <string>
+#include <vector>
+
+namespace terrace::runtime {
+namespace {
+
+constexpr int kPageSize = 1000;
+
+}  // namespace
+
+void FlushBeforeExit(engine::EmbeddedEngine& engine, const kvstore::StoreOptions& options,
+                     absl::Time deadline) {
+  if (options.disk_path.empty() || options.durability == kvstore::Durability::kNone) return;
+  int flushed = 0;
+  int failed = 0;
+  std::string after;
+  std::string error;
+  while (true) {
+    const absl::StatusOr<std::vector<engine::SequenceSummary>> page =
+        engine.ListSequences("", after, kPageSize);
+    if (!page.ok() || page->empty()) break;
+    after = page->back().handle;
+    for (const engine::SequenceSummary& summary : *page) {
+      if (summary.durable_length == summary.length) continue;
+      const absl::StatusOr<engine::SequenceInfo> info =
+          engine.Flush({.tenant = summary.tenant, .deadline = deadline}, summary.handle);
+      ++(info.ok() ? flushed : failed);
+      if (!info.ok()) error = std::string(info.status().message());
+    }
+  }
+  if (failed == 0) {
+    spdlog::info("event=flushed sequences={}", flushed);
+  } else {
+    spdlog::warn("event=flushed sequences={} failed={} message=\"{}\"", flushed, failed, error);
+  }
+}
+
+}  // namespace terrace::runtime

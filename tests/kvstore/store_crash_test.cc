@@ -1,0 +1,183 @@
+// Kills a writing process at a random moment, again and again on the same folder. What is served
+// afterwards is a prefix of what was sent, holds all that was acknowledged, and every byte of it is
+// right (I1, I6).
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <iostream>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kvstore/block_store.h"
+#include "tests/kvstore/store_fixture.h"
+#include "tests/status_matchers.h"
+
+extern char** environ;
+
+namespace terrace::kvstore {
+namespace {
+
+constexpr int kRounds = 20;
+constexpr const char* kChildFlag = "--write-until-killed=";
+
+StoreOptions Options(const std::string& path) {
+  StoreOptions options;
+  options.host_bytes = uint64_t{2} << 20;
+  options.disk_path = path;
+  options.disk_bytes = uint64_t{256} << 20;
+  options.durability = Durability::kAsync;
+  return options;
+}
+
+// What the writer says, a line each: a block is about to be sealed, or blocks are durable.
+enum class Event : uint32_t { kSent = 1, kFlushed = 2 };
+struct Message {
+  Event event;
+  uint32_t end_block;
+};
+
+void Say(Event event, uint32_t end_block) {
+  const Message message{event, end_block};
+  if (write(STDOUT_FILENO, &message, sizeof(message)) != sizeof(message)) _exit(3);
+}
+
+int GiveUp(const absl::Status& status) {
+  std::cerr << "the writer: " << status << std::endl;
+  return 2;
+}
+
+// Goes on with the sequence in the folder, or begins it.
+int WriteUntilKilled(const std::string& path) {
+  auto store = BlockStore::Open(Options(path));
+  if (!store.ok()) return GiveUp(store.status());
+  const std::vector<Manifest> recovered = (*store)->TakeRecovered();
+  SegmentRef segment;
+  uint32_t end = 0;
+  if (recovered.empty()) {
+    auto created = (*store)->CreateSegment(SmallLayout(), 0);
+    if (!created.ok()) return GiveUp(created.status());
+    segment = *created;
+    const Manifest manifest{"sequence", "", {{segment, 0, kOpenEnd}}};
+    if (absl::Status status = (*store)->CommitManifest(manifest); !status.ok()) {
+      return GiveUp(status);
+    }
+  } else {
+    segment = recovered[0].ranges[0].segment;
+    end = (*store)->SealedEnd(*segment, 0, 0);
+    for (uint16_t layer = 0; layer < 2; ++layer) {
+      for (uint16_t head = 0; head < 2; ++head) {
+        end = std::min(end, (*store)->SealedEnd(*segment, layer, head));
+      }
+    }
+  }
+  for (; end < 100'000; ++end) {
+    Say(Event::kSent, end + 1);
+    for (uint16_t layer = 0; layer < 2; ++layer) {
+      for (uint16_t head = 0; head < 2; ++head) {
+        const absl::Status status = AppendBlock(**store, *segment, layer, head, end);
+        if (!status.ok()) return GiveUp(status);
+      }
+    }
+    if (end % 13 != 12) continue;
+    const absl::Status status = (*store)->Flush(*segment, {}, Soon());
+    if (!status.ok()) return GiveUp(status);
+    Say(Event::kFlushed, end + 1);
+  }
+  return 4;
+}
+
+// Runs the writer until it is killed after `patience_ms`; returns the last of each event.
+std::map<Event, uint32_t> RunWriter(const std::string& path, int patience_ms) {
+  int ends[2];
+  EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+  std::string self = "/proc/self/exe";
+  std::string flag = kChildFlag + path;
+  char* arguments[] = {self.data(), flag.data(), nullptr};
+  pid_t child = 0;
+  EXPECT_EQ(posix_spawn(&child, self.c_str(), &actions, nullptr, arguments, environ), 0);
+  posix_spawn_file_actions_destroy(&actions);
+  close(ends[1]);
+  std::map<Event, uint32_t> last;
+  Message message{};
+  const absl::Time deadline = absl::Now() + absl::Milliseconds(patience_ms);
+  while (true) {
+    const int64_t left_ms = absl::ToInt64Milliseconds(deadline - absl::Now());
+    pollfd waiting{.fd = ends[0], .events = POLLIN, .revents = 0};
+    if (left_ms <= 0 || poll(&waiting, 1, static_cast<int>(left_ms)) <= 0) break;
+    if (read(ends[0], &message, sizeof(message)) != sizeof(message)) break;
+    last[message.event] = message.end_block;
+  }
+  kill(child, SIGKILL);
+  int exit_status = 0;
+  waitpid(child, &exit_status, 0);
+  EXPECT_TRUE(WIFSIGNALED(exit_status)) << "the writer ended with " << WEXITSTATUS(exit_status);
+  // What it said before it died.
+  while (read(ends[0], &message, sizeof(message)) == sizeof(message)) {
+    last[message.event] = message.end_block;
+  }
+  close(ends[0]);
+  return last;
+}
+
+TEST(StoreCrash, ServesExactlyADurablePrefix) {
+  const uint32_t seed = std::random_device()();
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  const TempFolder folder;
+  const std::string path = folder.path() + "/disk";
+  uint32_t sent = 0;
+  uint32_t acknowledged = 0;
+  uint32_t longest = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto said = RunWriter(path, static_cast<int>(20 + random() % 150));
+    if (said.contains(Event::kSent)) sent = std::max(sent, said.at(Event::kSent));
+    if (said.contains(Event::kFlushed)) acknowledged = said.at(Event::kFlushed);
+    auto store = BlockStore::Open(Options(path));
+    ASSERT_OK(store);
+    const std::vector<Manifest> recovered = (*store)->TakeRecovered();
+    if (recovered.empty()) {
+      ASSERT_EQ(acknowledged, 0u);
+      continue;
+    }
+    Segment& segment = *recovered[0].ranges[0].segment;
+    for (uint16_t layer = 0; layer < 2; ++layer) {
+      const uint32_t served = (*store)->Durable(segment, layer).end_block;
+      longest = std::max(longest, served);
+      EXPECT_GE(served, acknowledged);
+      EXPECT_LE(served, sent);
+      // The newest blocks, and of the older ones, which earlier rounds read, a few.
+      for (uint32_t block = 0; block < served; ++block) {
+        if (block + 100 < served && random() % 64 != 0) continue;
+        for (uint16_t head = 0; head < 2; ++head) {
+          ASSERT_EQ((*store)->SealedEnd(segment, layer, head), served);
+          ASSERT_OK(CheckBlock(**store, segment, layer, head, block)) << block;
+        }
+      }
+    }
+  }
+  EXPECT_GT(longest, 0u) << "no round got anywhere";
+}
+
+}  // namespace
+}  // namespace terrace::kvstore
+
+int main(int argc, char** argv) {
+  const std::string flag = terrace::kvstore::kChildFlag;
+  if (argc == 2 && std::string(argv[1]).starts_with(flag)) {
+    return terrace::kvstore::WriteUntilKilled(std::string(argv[1]).substr(flag.size()));
+  }
+  ::testing::InitGoogleMock(&argc, argv);
+  return RUN_ALL_TESTS();
+}

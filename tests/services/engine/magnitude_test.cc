@@ -1,0 +1,78 @@
+// Values at the end of what storage and index can hold: refused when they come, never later.
+#include <gtest/gtest.h>
+
+#include <cfloat>
+#include <cmath>
+#include <string>
+
+#include "tests/services/engine/engine_client.h"
+#include "tests/services/engine/plain_cache.h"
+#include "tests/status_matchers.h"
+
+namespace terrace::testing {
+namespace {
+
+using attention::Dtype;
+using attention::IndexFormat;
+using engine::SequenceInfo;
+using ::testing::HasSubstr;
+
+struct Case {
+  Dtype storage;
+  IndexFormat index;
+  // Of k and of v: the largest that must be taken, and the smallest that must be refused; 0 for
+  // none.
+  float k_good, k_bad;
+  float v_good, v_bad;
+};
+
+// Appends one block of rows whose elements all have that magnitude, with both signs.
+absl::Status AppendBlock(const Case& c, float k, float v) {
+  engine::Geometry geometry = SmallGeometry();
+  geometry.layers = 1;
+  geometry.storage = c.storage;
+  const auto engine = OpenEngine(MemoryOptions());
+  const SequenceInfo info = *engine->Create({}, Spec(geometry, c.index));
+  KvRows rows = MakeRows(geometry, 1, 0, 0, 64);
+  for (size_t i = 0; i < rows.k.size(); ++i) {
+    rows.k[i] = i % 2 == 0 ? k : -k;
+    rows.v[i] = i % 2 == 0 ? v : -v;
+  }
+  const absl::Status status = AppendRowsOf(*engine, info, 0, 0, rows).status();
+  EXPECT_EQ(engine->Get({}, info.handle)->length, status.ok() ? 64 : 0);
+  if (!status.ok()) return status;
+  const attention::Policy policy = Sparq(4, 8, 1, 0, attention::ValueMean::kMean);
+  const Step step = ReadStep(info, 1, 0, 63, 1, policy);
+  EXPECT_OK(RunOne(*engine, 0, step).status);
+  return status;
+}
+
+TEST(MagnitudeTest, WhatStorageOrIndexCannotHoldIsRefusedAtOnce) {
+  const float small = 1.0F;
+  for (const Case& c : {
+           Case{Dtype::kFloat32, IndexFormat::kExact, 1e30F, 0, FLT_MAX, 0},
+           Case{Dtype::kFloat32, IndexFormat::kInt8, 65504.0F, 65505.0F, FLT_MAX, 0},
+           Case{Dtype::kFloat16, IndexFormat::kExact, 65504.0F, 65520.0F, 65504.0F, 65520.0F},
+           Case{Dtype::kFloat16, IndexFormat::kInt8, 65504.0F, 65520.0F, 65504.0F, 65520.0F},
+           // 65,504 becomes 65,536 in bf16, which no fp16 minimum reaches.
+           Case{Dtype::kBFloat16, IndexFormat::kInt8, 65280.0F, 65504.0F, 3.3895e38F, FLT_MAX},
+           // The largest fp32 becomes infinite in bf16.
+           Case{Dtype::kBFloat16, IndexFormat::kExact, 1e30F, FLT_MAX, 3.3895e38F, FLT_MAX},
+       }) {
+    SCOPED_TRACE(::testing::Message()
+                 << attention::DtypeName(c.storage) << ", index " << static_cast<int>(c.index));
+    EXPECT_OK(AppendBlock(c, c.k_good, small));
+    EXPECT_OK(AppendBlock(c, small, c.v_good));
+    if (c.k_bad != 0) {
+      EXPECT_THAT(AppendBlock(c, c.k_bad, small),
+                  StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("k: got")));
+    }
+    if (c.v_bad != 0) {
+      EXPECT_THAT(AppendBlock(c, small, c.v_bad),
+                  StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("v: got")));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace terrace::testing

@@ -1,0 +1,103 @@
+#include "services/runtime/status_convert.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "google/rpc/error_details.pb.h"
+#include "services/engine/error.h"
+#include "tests/status_matchers.h"
+
+namespace terrace::runtime {
+namespace {
+
+using engine::DetailOf;
+using ::terrace::testing::IsOk;
+using ::terrace::testing::StatusIs;
+
+void ExpectSame(const absl::Status& back, const absl::Status& status) {
+  EXPECT_EQ(back.code(), status.code());
+  EXPECT_EQ(back.message(), status.message());
+  const auto expected = DetailOf(status);
+  const auto got = DetailOf(back);
+  ASSERT_EQ(got.has_value(), expected.has_value()) << status;
+  if (!expected.has_value()) return;
+  EXPECT_EQ(got->reason, expected->reason);
+  EXPECT_EQ(got->metadata, expected->metadata);
+  EXPECT_EQ(got->retry_delay, expected->retry_delay);
+}
+
+TEST(StatusConvertTest, EveryCodeGoesBothWays) {
+  EXPECT_OK(FromRpcStatus(ToRpcStatus(absl::OkStatus())));
+  EXPECT_TRUE(ToGrpcStatus(absl::OkStatus()).ok());
+  EXPECT_OK(FromGrpcStatus(grpc::Status::OK));
+  for (int code = 1; code <= 16; ++code) {
+    const absl::Status status(static_cast<absl::StatusCode>(code), "why");
+    EXPECT_EQ(static_cast<int>(ToGrpcStatus(status).error_code()), code);
+    ExpectSame(FromRpcStatus(ToRpcStatus(status)), status);
+    ExpectSame(FromGrpcStatus(ToGrpcStatus(status)), status);
+  }
+}
+
+TEST(StatusConvertTest, DetailsTravel) {
+  for (const absl::Status& status :
+       {engine::PositionGap(1, 9, 7), engine::PositionConflict(0, 3), engine::EpochStale(1, 2),
+        engine::FingerprintMismatch("a", "b"), engine::NoRoom("full"), engine::Draining(),
+        engine::LimitExceeded("many"), engine::ShardUnavailable("host:1", "gone"),
+        engine::WithDetail(
+            absl::UnavailableError("later"),
+            {.reason = "X", .metadata = {}, .retry_delay = absl::Milliseconds(1'234'567)})}) {
+    ExpectSame(FromRpcStatus(ToRpcStatus(status)), status);
+    ExpectSame(FromGrpcStatus(ToGrpcStatus(status)), status);
+  }
+}
+
+TEST(StatusConvertTest, OthersReadTheStandardDetails) {
+  const google::rpc::Status rpc = ToRpcStatus(engine::NoRoom("full"));
+  ASSERT_EQ(rpc.details_size(), 2);
+  google::rpc::ErrorInfo info;
+  ASSERT_TRUE(rpc.details(0).UnpackTo(&info));
+  EXPECT_EQ(info.reason(), "NO_ROOM");
+  EXPECT_EQ(info.domain(), "terrace");
+  google::rpc::RetryInfo retry;
+  ASSERT_TRUE(rpc.details(1).UnpackTo(&retry));
+  EXPECT_EQ(retry.retry_delay().nanos(), 100'000'000);
+}
+
+TEST(StatusConvertTest, DetailsOfOthersAreNotOurs) {
+  google::rpc::Status rpc = ToRpcStatus(absl::UnavailableError("x"));
+  google::rpc::ErrorInfo info;
+  info.set_reason("DRAINING");
+  info.set_domain("elsewhere");
+  rpc.add_details()->PackFrom(info);
+  EXPECT_FALSE(DetailOf(FromRpcStatus(rpc)).has_value());
+  // Details that do not fit the status are not believed.
+  const grpc::Status torn(grpc::StatusCode::NOT_FOUND, "gone", "\xff\xff");
+  EXPECT_THAT(FromGrpcStatus(torn), StatusIs(absl::StatusCode::kNotFound, "gone"));
+  const grpc::Status other(grpc::StatusCode::NOT_FOUND, "gone",
+                           ToRpcStatus(engine::Draining()).SerializeAsString());
+  EXPECT_THAT(FromGrpcStatus(other), StatusIs(absl::StatusCode::kNotFound, "gone"));
+}
+
+// Trailers are bounded, and protobuf reads no half characters.
+TEST(StatusConvertTest, ALongMessageIsCutBetweenCharacters) {
+  for (const int bytes : {2047, 2048, 2049, 100'000}) {
+    const std::string plain(bytes, 'x');
+    EXPECT_EQ(ToRpcStatus(absl::InternalError(plain)).message().size(),
+              static_cast<size_t>(std::min(bytes, 2048)));
+  }
+  for (int shift = 0; shift < 4; ++shift) {
+    std::string text(shift, 'x');
+    while (text.size() < 3000) text += "\u20ac";  // three bytes
+    const std::string cut = ToRpcStatus(absl::InternalError(text)).message();
+    EXPECT_EQ(text.compare(0, cut.size(), cut), 0);
+    EXPECT_EQ((cut.size() - shift) % 3, 0u) << shift;
+    EXPECT_GE(cut.size(), 2046u);
+    EXPECT_LE(cut.size(), 2048u);
+    google::rpc::Status back;
+    EXPECT_TRUE(back.ParseFromString(ToRpcStatus(absl::InternalError(text)).SerializeAsString()));
+  }
+}
+
+}  // namespace
+}  // namespace terrace::runtime
