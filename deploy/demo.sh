@@ -18,7 +18,7 @@ readonly DOCUMENTS=services/frontend/documents
 readonly HOST_BYTES=${HOST_BYTES:-20MiB}
 readonly START_SECONDS=60 STOP_SECONDS=20
 # About an eighth of the bytes that dense attention reads.
-readonly POLICIES=(--policy dense --policy 'sparq:r=16,k=448,window=128')
+readonly POLICIES=(--policy dense --policy 'sparq:r=24,k=256,window=64')
 
 keep=false
 embedded=false

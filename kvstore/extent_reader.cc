@@ -302,7 +302,8 @@ void ExtentReader::Settle(Call& call, Batch& batch) {
       in_time = core_.loaded.WaitUntil(core_.mu, call.deadline);
     }
     if (rest == 0) continue;
-    rest &= ~extent().valid;
+    // What others loaded lies in the shared extent, not in a scratch of this request (I1).
+    if (call.state.extents[i].data == extent().data) rest &= ~extent().valid;
     if (in_time || rest == 0) continue;
     Miss(call.state.extents[i], rest, late);
     rest = 0;

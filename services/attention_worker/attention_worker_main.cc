@@ -66,6 +66,9 @@ absl::StatusOr<std::unique_ptr<engine::KvEngine>> OpenEngine(const Flags& flags)
     absl::StatusOr<std::unique_ptr<engine::EmbeddedEngine>> engine =
         engine::EmbeddedEngine::Open(flags.embedded);
     if (!engine.ok()) return engine.status();
+    for (const std::string& message : (*engine)->damaged()) {
+      spdlog::error("event=damaged_sequence message=\"{}\"", message);
+    }
     return std::unique_ptr<engine::KvEngine>(*std::move(engine));
   }
   auto engine = std::make_unique<kv_store::RemoteEngine>(flags.remote);

@@ -58,13 +58,16 @@ absl::StatusOr<std::unique_ptr<EmbeddedEngine>> EmbeddedEngine::Open(
   if (!store.ok()) return store.status();
   auto engine = std::unique_ptr<EmbeddedEngine>(new EmbeddedEngine(options));
   engine->store_ = *std::move(store);
-  if (absl::Status status = engine->Recover(); !status.ok()) return status;
+  engine->Recover();
   return engine;
 }
 
 absl::StatusOr<std::shared_ptr<Sequence>> EmbeddedEngine::Find(const Caller& caller,
                                                                absl::string_view handle) const {
   const absl::MutexLock lock(&mu_);
+  if (const auto damaged = damaged_.find(handle); damaged != damaged_.end()) {
+    return damaged->second;
+  }
   const auto found = sequences_.find(handle);
   if (found == sequences_.end() || found->second->tenant != caller.tenant) {
     return SequenceNotFound(handle);
@@ -317,6 +320,16 @@ absl::Status EmbeddedEngine::FlushLocked(Sequence& sequence, absl::Time deadline
 }
 
 absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view handle) {
+  {
+    const absl::MutexLock lock(&mu_);
+    if (const auto damaged = damaged_.find(handle); damaged != damaged_.end()) {
+      if (absl::Status status = store_->DeleteManifest(damaged->first); !status.ok()) {
+        return status;
+      }
+      damaged_.erase(damaged);
+      return absl::OkStatus();
+    }
+  }
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;

@@ -77,6 +77,13 @@ class EmbeddedEngine final : public KvEngine {
   // Calls body(0) … body(count - 1) on the threads of this engine.
   void ForEach(int count, const std::function<void(int)>& body) { pool_->ParallelFor(count, body); }
 
+  // What the start could not bring back, a message each.
+  std::vector<std::string> damaged() const {
+    const absl::MutexLock lock(&mu_);
+    std::vector<std::string> messages;
+    for (const auto& [handle, why] : damaged_) messages.emplace_back(why.message());
+    return messages;
+  }
   size_t sequence_count() const {
     const absl::MutexLock lock(&mu_);
     return sequences_.size();
@@ -86,7 +93,8 @@ class EmbeddedEngine final : public KvEngine {
  private:
   explicit EmbeddedEngine(const EmbeddedOptions& options);
 
-  absl::Status Recover();
+  // Sequences that cannot be brought back are set aside; the others are served.
+  void Recover();
   absl::Status RecoverOne(const kvstore::Manifest& manifest);
   // The caller's sequence. NotFound for unknown and for another tenant's alike (I11).
   absl::StatusOr<std::shared_ptr<Sequence>> Find(const Caller& caller,
@@ -106,6 +114,8 @@ class EmbeddedEngine final : public KvEngine {
   absl::Status FlushLocked(Sequence& sequence, absl::Time deadline);
   absl::Status AppendLocked(Sequence& sequence, uint64_t writer_epoch, const AppendRows& rows,
                             absl::Time deadline);
+  absl::Status CheckAnswer(const Sequence& sequence, const StepRequest& request, int64_t queries,
+                           const StepOptions& options, PartForm form) const;
   // The step behind its checks: appends, then reads. The caller holds the gate.
   absl::Status RunLocked(Sequence& sequence, int layer, const StepRequest& request,
                          const StepTensors& tensors, const StepOptions& options, PartForm form,
@@ -119,6 +129,8 @@ class EmbeddedEngine final : public KvEngine {
 
   mutable absl::Mutex mu_;
   std::map<std::string, std::shared_ptr<Sequence>, std::less<>> sequences_ ABSL_GUARDED_BY(mu_);
+  // Sequences that a start could not bring back, and why: DataLoss until they are deleted.
+  std::map<std::string, absl::Status, std::less<>> damaged_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace terrace::engine

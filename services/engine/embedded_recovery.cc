@@ -7,13 +7,16 @@
 
 namespace terrace::engine {
 
-absl::Status EmbeddedEngine::Recover() {
+void EmbeddedEngine::Recover() {
   for (const kvstore::Manifest& manifest : store_->TakeRecovered()) {
-    if (absl::Status status = RecoverOne(manifest); !status.ok()) {
-      return {status.code(), absl::StrCat("sequence ", manifest.name, ": ", status.message())};
-    }
+    const absl::Status status = RecoverOne(manifest);
+    if (status.ok()) continue;
+    const absl::MutexLock lock(&mu_);
+    sequences_.erase(manifest.name);
+    damaged_.emplace(manifest.name, absl::DataLossError(absl::StrCat(
+                                        "sequence ", manifest.name,
+                                        " could not be recovered: ", status.message())));
   }
-  return absl::OkStatus();
 }
 
 absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest) {

@@ -100,6 +100,27 @@ StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequ
   return part;
 }
 
+// Refuses what would fill the memory before it is found not to fit a message.
+absl::Status EmbeddedEngine::CheckAnswer(const Sequence& sequence, const StepRequest& request,
+                                         int64_t queries, const StepOptions& options,
+                                         PartForm form) const {
+  const int64_t visible = request.position + queries;
+  const auto* sparq = std::get_if<attention::SparqPolicy>(&request.policy);
+  const int64_t rows =
+      sparq == nullptr
+          ? visible
+          : std::min<int64_t>(visible,
+                              std::max<int64_t>(sparq->k, int64_t{sparq->window} + sparq->sinks));
+  int64_t row_bytes = options.return_selection ? sizeof(uint32_t) : 0;
+  if (form == PartForm::kRows && sparq != nullptr) row_bytes += sequence.layout.block.row_bytes;
+  const double bytes = static_cast<double>(queries) * sequence.spec.geometry.kv_heads *
+                       static_cast<double>(rows) * static_cast<double>(row_bytes);
+  if (bytes <= static_cast<double>(options_.limits.max_answer_bytes)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "answer: rows and selections of ", queries, " queries over ", rows, " rows take ", bytes,
+      " bytes, expected at most ", options_.limits.max_answer_bytes));
+}
+
 absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const StepRequest& request,
                                        const StepTensors& tensors, const StepOptions& options,
                                        PartForm form, const HeldRows& held, StepPart& part) {
@@ -125,20 +146,25 @@ absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const Step
                                               tensors.queries, " queries, expected at most ",
                                               part.layer_length, " rows of layer ", layer));
   }
+  if (absl::Status fits = CheckAnswer(sequence, request, tensors.queries, options, form);
+      !fits.ok()) {
+    return fits;
+  }
   part.account.stages.append = absl::Now() - start;
   part.queries = tensors.queries;
   part.generation = sequence.generation;
   const HeldRows none;
-  const StepInput input = {.store = *store_,
-                           .pool = *pool_,
-                           .sequence = sequence,
-                           .layer = layer,
-                           .position = request.position,
-                           .queries = tensors.queries,
-                           .q = tensors.q.data(),
-                           .policy = request.policy,
-                           .held = held.generation == part.generation ? held : none,
-                           .options = options};
+  const StepInput input = {
+      .store = *store_,
+      .pool = *pool_,
+      .sequence = sequence,
+      .layer = layer,
+      .position = request.position,
+      .queries = tensors.queries,
+      .q = tensors.q.data(),
+      .policy = request.policy,
+      .held = form == PartForm::kRows && held.generation == part.generation ? held : none,
+      .options = options};
   const bool sparse = std::holds_alternative<attention::SparqPolicy>(request.policy);
   return sparse ? RunSparqStep(input, form, part) : RunDenseStep(input, part);
 }

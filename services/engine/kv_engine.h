@@ -41,6 +41,8 @@ struct Limits {
   int64_t max_step_tokens = 4096;
   int64_t max_sequence_tokens = int64_t{4} << 20;
   int64_t max_sequences = 65536;
+  // Rows and selections of one answer.
+  int64_t max_answer_bytes = int64_t{1} << 30;
 };
 
 // Thread-safe. A sequence has one writer at a time: a second one is fenced by the epoch. Readers

@@ -43,6 +43,9 @@ absl::Status Run(const Flags& flags) {
   if (!engine.ok()) return engine.status();
   spdlog::info("event=recovered sequences={} time_to_ready={}", (*engine)->sequence_count(),
                absl::FormatDuration(absl::Now() - start));
+  for (const std::string& message : (*engine)->damaged()) {
+    spdlog::error("event=damaged_sequence message=\"{}\"", message);
+  }
   runtime::Drain drain;
   runtime::Executor executor(flags.server.threads, static_cast<size_t>(flags.server.queue_max));
   const std::unique_ptr<grpc::Service> store =

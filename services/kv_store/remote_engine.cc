@@ -18,6 +18,8 @@
 namespace terrace::kv_store {
 namespace {
 
+// For steps without a deadline of their own: a store that hangs must not hang the worker.
+constexpr absl::Duration kStepTimeout = absl::Minutes(2);
 // Time that a store which has not said who it is gets to do so.
 constexpr absl::Duration kIdentifyTimeout = absl::Seconds(2);
 
@@ -352,7 +354,8 @@ std::vector<engine::StepResult> RemoteEngine::Attend(const engine::Caller& calle
                                                      absl::Span<const engine::StepRequest> requests,
                                                      const engine::StepOptions& options) {
   std::vector<engine::StepResult> results(requests.size());
-  const absl::Time deadline = std::min(caller.deadline, options.deadline);
+  const absl::Time deadline =
+      std::min({caller.deadline, options.deadline, absl::Now() + kStepTimeout});
   if (absl::Now() >= deadline) {
     // A store that heard of it might still be in time to append.
     for (engine::StepResult& result : results) {

@@ -3,6 +3,7 @@
 #include <grpcpp/client_context.h>
 #include <grpcpp/support/client_callback.h>
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <utility>
@@ -37,14 +38,46 @@ class StepChannel::Pending {
       absl::UnknownError("no answer yet");
 };
 
+// Counts streams that exist. A stream goes in one of gRPC's threads, and with it a reference to the
+// gRPC channel; the last one must not go there, because a channel waits for those threads.
+class StepChannel::LiveStreams {
+ public:
+  class Token {
+   public:
+    explicit Token(std::shared_ptr<LiveStreams> live) : live_(std::move(live)) { live_->Add(1); }
+    ~Token() { live_->Add(-1); }
+    Token(const Token&) = delete;
+    Token& operator=(const Token&) = delete;
+
+   private:
+    const std::shared_ptr<LiveStreams> live_;
+  };
+
+  void AwaitNone() {
+    const absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(
+        +[](int* count) { return *count == 0; }, &count_));
+  }
+
+ private:
+  void Add(int change) {
+    const absl::MutexLock lock(&mu_);
+    count_ += change;
+  }
+
+  absl::Mutex mu_;
+  int count_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
 // One gRPC stream. Lives until gRPC is done with it: `self_` keeps it. A hold keeps the call open
 // for writes that start outside of reactions; it goes when the stream is broken and no write is
 // about to start.
 class StepChannel::Stream final
     : public grpc::ClientBidiReactor<v1::StoreStepRequest, v1::StoreStepResponse> {
  public:
-  static std::shared_ptr<Stream> Open(StepStub& stub, const std::string& endpoint) {
-    auto stream = std::make_shared<Stream>(endpoint);
+  static std::shared_ptr<Stream> Open(StepStub& stub, const std::string& endpoint,
+                                      std::shared_ptr<LiveStreams> live) {
+    auto stream = std::make_shared<Stream>(endpoint, std::move(live));
     stream->self_ = stream;
     stub.Open(&stream->context_, stream.get());
     stream->AddHold();
@@ -53,7 +86,8 @@ class StepChannel::Stream final
     return stream;
   }
 
-  explicit Stream(std::string endpoint) : endpoint_(std::move(endpoint)) {}
+  Stream(std::string endpoint, std::shared_ptr<LiveStreams> live)
+      : token_(std::move(live)), endpoint_(std::move(endpoint)) {}
 
   // False when the stream is broken: nothing was sent.
   bool Send(v1::StoreStepRequest request, const std::shared_ptr<Pending>& pending) {
@@ -148,6 +182,8 @@ class StepChannel::Stream final
     return result;
   }
 
+  // The first member is the last to go: after the context, which refers to the channel.
+  const LiveStreams::Token token_;
   const std::string endpoint_;
   grpc::ClientContext context_;
   v1::StoreStepResponse response_;
@@ -166,11 +202,19 @@ class StepChannel::Stream final
 };
 
 StepChannel::StepChannel(StepStub& stub, std::string endpoint)
-    : stub_(stub), endpoint_(std::move(endpoint)) {}
+    : stub_(stub), endpoint_(std::move(endpoint)), live_(std::make_shared<LiveStreams>()) {}
 
 StepChannel::~StepChannel() {
-  const absl::MutexLock lock(&mu_);
-  if (stream_ != nullptr) stream_->Cancel();
+  {
+    const absl::MutexLock lock(&mu_);
+    for (const std::weak_ptr<Stream>& opened : opened_) {
+      if (const std::shared_ptr<Stream> stream = opened.lock(); stream != nullptr) {
+        stream->Cancel();
+      }
+    }
+    stream_ = nullptr;
+  }
+  live_->AwaitNone();
 }
 
 std::shared_ptr<StepChannel::Pending> StepChannel::Start(v1::StoreStepRequest request) {
@@ -179,7 +223,13 @@ std::shared_ptr<StepChannel::Pending> StepChannel::Start(v1::StoreStepRequest re
   request.set_request_id(next_id_++);
   // A stream can break between the look and the send; a fresh one then takes the step.
   for (int attempt = 0; attempt < 2; ++attempt) {
-    if (stream_ == nullptr || !stream_->usable()) stream_ = Stream::Open(stub_, endpoint_);
+    if (stream_ == nullptr || !stream_->usable()) {
+      stream_ = Stream::Open(stub_, endpoint_, live_);
+      opened_.erase(std::remove_if(opened_.begin(), opened_.end(),
+                                   [](const auto& opened) { return opened.expired(); }),
+                    opened_.end());
+      opened_.push_back(stream_);
+    }
     if (stream_->Send(request, pending)) return pending;
   }
   pending->Answer(engine::ShardUnavailable(endpoint_, "the stream broke"));

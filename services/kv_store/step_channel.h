@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -23,7 +24,8 @@ class StepChannel {
   // A step that was sent.
   class Pending;
 
-  // `stub` makes streams to the store at `endpoint`; it must outlive the channel.
+  // `stub` makes streams to the store at `endpoint`; it must outlive the channel. The destructor
+  // ends the streams and waits until gRPC is done with them.
   StepChannel(StepStub& stub, std::string endpoint);
   ~StepChannel();
   StepChannel(const StepChannel&) = delete;
@@ -36,11 +38,16 @@ class StepChannel {
 
  private:
   class Stream;
+  class LiveStreams;
 
   StepStub& stub_;
   const std::string endpoint_;
   absl::Mutex mu_;
+  // The one that takes new steps.
   std::shared_ptr<Stream> stream_ ABSL_GUARDED_BY(mu_);
+  // All that may still be open.
+  std::vector<std::weak_ptr<Stream>> opened_ ABSL_GUARDED_BY(mu_);
+  const std::shared_ptr<LiveStreams> live_;
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
 };
 

@@ -19,8 +19,8 @@
 
 namespace terrace::runtime {
 
-// What VALUE_MEAN_UNSPECIFIED means. By measurement: on a group-4 model the mean costs 8 % of bits per
-// byte at an eighth of the dense bytes (services/DESIGN.md).
+// What VALUE_MEAN_UNSPECIFIED means. On a group-4 model the mean costs 8 % of bits per byte at an
+// eighth of the dense bytes (services/DESIGN.md).
 inline constexpr attention::ValueMean kDefaultValueMean = attention::ValueMean::kOff;
 
 // `field` names the message in errors.

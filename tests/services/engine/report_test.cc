@@ -120,7 +120,8 @@ TEST_F(ReportTest, TiersConserveBlocksAndGiveAllBack) {
   expect_conserved();
   ASSERT_OK(engine_->Delete({}, b.handle));
   expect_conserved();
-  for (const engine::TierReport& tier : *engine_->ListTiers()) {
+  const std::vector<engine::TierReport> last = *engine_->ListTiers();
+  for (const engine::TierReport& tier : last) {
     EXPECT_EQ(tier.stats.resident_blocks, 0u);
     EXPECT_GT(tier.stats.deleted_blocks, 0u);
   }
