@@ -27,10 +27,10 @@ namespace {
 
 // Builds with sanitizers on a busy machine start slowly.
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
-// More than the daemon's own drain timeout of 10 s.
-constexpr absl::Duration kStopTimeout = absl::Seconds(20);
+// More than the drain timeout of 10 s, and enough for a sanitizer to say what it found.
+constexpr absl::Duration kStopTimeout = absl::Seconds(60);
 constexpr absl::Duration kPollInterval = absl::Milliseconds(5);
-constexpr size_t kLogLines = 8;
+constexpr size_t kLogLines = 30;
 
 std::string ReadAll(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
