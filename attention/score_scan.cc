@@ -129,7 +129,7 @@ HWY_INLINE void AddChannels(const ScanChunk& chunk, size_t first) {
       const size_t cell = h * chunk.run_stride + run;
       pass.offsets[h] = chunk.offsets == nullptr ? 0.0F : chunk.offsets[cell];
       for (int i = 0; i < kChannels; ++i) {
-        pass.factors[i][h] = factors[i * kHeads * chunk.run_stride + cell];
+        pass.factors[i][h] = factors[size_t{kHeads} * i * chunk.run_stride + cell];
       }
     }
     size_t t = run * chunk.run_tokens;
@@ -356,7 +356,7 @@ void ScanTail(const Request& request, const ScoreView& view, float* logits) {
   const auto rows = static_cast<size_t>(view.tail_rows);
   const size_t row_stride = WholeLines(rows);
   float* const tile = AlignedFloats(request.scratch.tail, request.channels.size() * row_stride);
-  const size_t row_bytes = 2 * request.layout.head_dim * DtypeBytes(request.layout.dtype);
+  const size_t row_bytes = size_t{2} * request.layout.head_dim * DtypeBytes(request.layout.dtype);
   HWY_DYNAMIC_DISPATCH(GatherTail)
   (request.layout.dtype, view.tail, row_bytes, rows, request.channels.data(),
    request.channels.size(), row_stride, tile);

@@ -80,8 +80,8 @@ void BlockLayout::Gather(const std::byte* stripe, uint32_t cell, std::byte* piec
 absl::Status BlockLayout::Validate() const {
   if (layers == 0) return Refuse("layers", layers, "at least 1");
   if (heads == 0) return Refuse("heads", heads, "at least 1");
-  if (uint32_t{layers} * heads > kLanesMax) {
-    return Refuse("layers * heads", uint32_t{layers} * heads, "at most 65536");
+  if (uint64_t{layers} * heads > kLanesMax) {
+    return Refuse("layers * heads", uint64_t{layers} * heads, "at most 65536");
   }
   if (!std::has_single_bit(block_tokens) || block_tokens > kTokensMax) {
     return Refuse("block_tokens", block_tokens, "a power of two up to 65536");

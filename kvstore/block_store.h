@@ -7,8 +7,9 @@
 //
 // Bytes of a block are verified when they come from disk (CRC32C per granule and piece, I1).
 //
-// Thread-safe, but a segment has one writer at a time: Reserve, OpenRows, Seal and RestoreTail of
-// one segment must not run concurrently with each other. Pins must not outlive the store.
+// Thread-safe, but a segment has one writer at a time: Reserve, OpenRows, Seal, RestoreTail,
+// CutTail, WriteTail, and Flush with tail rows, of one segment must not run concurrently with each
+// other. Pins must not outlive the store.
 #ifndef TERRACE_KVSTORE_BLOCK_STORE_H_
 #define TERRACE_KVSTORE_BLOCK_STORE_H_
 
@@ -30,7 +31,7 @@
 namespace terrace::kvstore {
 
 enum class Durability {
-  // Nothing is written unless Flush asks for it.
+  // Blocks are written only when Flush asks for it. Manifests are written all the same.
   kNone,
   // Sealed blocks are written behind; they survive the process, not the machine.
   kAsync,
@@ -50,7 +51,7 @@ struct StoreOptions {
   uint16_t shard = 0;
   // Threads that read from disk, [1, 64].
   int reader_threads = 4;
-  // Bypass the page cache on reads where the file system can.
+  // Bypass the page cache on reads where the file system can; DiskStats() says whether it does.
   bool direct_reads = true;
 
   absl::Status Validate() const;
@@ -107,9 +108,12 @@ struct PinnedExtent {
   uint64_t from_disk = 0;
   // Wanted cells that could not be read; `status` says why.
   uint64_t missing = 0;
-  // OK, DataLoss (checksum; names the cell), DeadlineExceeded, or Unavailable (read error).
+  // OK, or why some are missing: NotFound (no such layer, head or cell, or one that is not sealed
+  // or freed), DataLoss (checksum; names the cell), DeadlineExceeded, Unavailable (read error), or
+  // ResourceExhausted (no memory to read into, not even scratch). DataLoss before all others.
   absl::Status status;
-  // Physical bytes read from disk for this request.
+  // Bytes of the values read from disk for this request, each a cell and its checksum of 4 bytes;
+  // what others read is theirs.
   uint64_t disk_bytes = 0;
 };
 
@@ -134,6 +138,7 @@ class Pins {
 // Where the blocks of some range live.
 struct Residency {
   uint64_t sealed_blocks = 0;
+  // In memory, at least some of their rows; open blocks too.
   uint64_t host_blocks = 0;
   uint64_t disk_blocks = 0;
   uint64_t host_row_bytes = 0;
@@ -158,11 +163,13 @@ class BlockStore {
   virtual absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
                                                    uint32_t first_block) = 0;
 
-  // Adds or replaces the manifest of that name; survives the process when it returns OK (with a
-  // disk and durability other than kNone). Blocks that no manifest refers to any more are
-  // freed in all tiers. On error the old manifest stands.
+  // Adds or replaces the manifest of that name; with a disk it survives the process when it returns
+  // OK, and with kSync the machine. Blocks that no manifest refers to any more are freed in all
+  // tiers. On error the old manifest stands. ResourceExhausted at the disk budget, after up to 10 s
+  // of making room of garbage; one that frees something goes through. Unavailable when writing
+  // fails; FailedPrecondition when it names what is freed.
   virtual absl::Status CommitManifest(const Manifest& manifest) = 0;
-  // NotFound when there is none. Frees as above.
+  // NotFound when there is none. Frees as above, and needs no room on disk.
   virtual absl::Status DeleteManifest(std::string_view name) = 0;
 
   // Makes room in host memory for the open rows of blocks [first_block, end_block) of every head
@@ -181,12 +188,20 @@ class BlockStore {
                     absl::Span<const std::byte> piece) = 0;
   // Blocks [first, SealedEnd) of that layer and head are sealed.
   virtual uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const = 0;
-  // Brings back the open rows that a flush wrote before a restart. OK when there are none.
-  // DataLoss when they are corrupt.
-  virtual absl::Status RestoreTail(Segment& segment, absl::Time deadline) = 0;
-  // Forgets flushed rows of open blocks on disk; call it before they are overwritten (truncate).
-  // Survives the process when it returns OK. OK when there are none.
-  virtual absl::Status DropTail(Segment& segment) = 0;
+  // Brings back the rows of Durable().end_block of one layer that a flush wrote before a restart;
+  // reserves them. OK when there are none. DataLoss when they are corrupt; the errors of Reserve.
+  virtual absl::Status RestoreTail(Segment& segment, uint16_t layer, absl::Time deadline) = 0;
+  // Forgets flushed rows of unsealed blocks from row `rows` of block `block` on; call it before
+  // they are overwritten (truncate). Those below stay durable. Survives the process when it returns
+  // OK; writes nothing when there are none. DeadlineExceeded, Unavailable: nothing has changed.
+  virtual absl::Status CutTail(Segment& segment, uint32_t block, uint32_t rows,
+                               absl::Time deadline) = 0;
+  // Writes rows of open blocks as Flush does, for a segment that holds copies of durable rows and
+  // that no manifest names yet. They are durable when the manifest that comes to name it is, and
+  // go through at the disk budget, as that manifest gives up more than they take.
+  // Requires: all sealed blocks are on disk, or there are none.
+  virtual absl::Status WriteTail(Segment& segment, absl::Span<const uint32_t> tail_rows,
+                                 absl::Time deadline) = 0;
 
   // Rows of sealed blocks, and of open blocks up to what the caller knows is written (no cells
   // of an open block are ever missing). Reads what is not in memory from disk, in one batch,
@@ -198,8 +213,9 @@ class BlockStore {
   // Waits until all blocks sealed so far are on disk, writes the given rows of open blocks, and
   // syncs. tail_rows: rows of the open block of each layer, [layers]; empty leaves what is on disk
   // of open blocks as it is (a segment that somebody else writes).
-  // FailedPrecondition without a disk; ResourceExhausted at the disk budget; Unavailable when
-  // writes fail; DeadlineExceeded.
+  // FailedPrecondition without a disk; ResourceExhausted at the disk budget, when there is no
+  // garbage to make room of or that took until `deadline`; Unavailable when writes fail;
+  // DeadlineExceeded.
   virtual absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                              absl::Time deadline) = 0;
   // What a crash would leave, per layer.
@@ -207,7 +223,8 @@ class BlockStore {
 
   virtual const BlockLayout& layout(const Segment& segment) const = 0;
   virtual SegmentId id(const Segment& segment) const = 0;
-  // Blocks [first_block, end_block) of one layer, all heads.
+  // Blocks [first_block, end_block) of one layer, all heads. Costs as much as the range, or what it
+  // leaves out of the segment, is long, whichever is less: a whole segment costs nothing.
   virtual Residency Describe(const Segment& segment, uint16_t layer, uint32_t first_block,
                              uint32_t end_block) const = 0;
   virtual TierStats HostStats() const = 0;

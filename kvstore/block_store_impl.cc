@@ -1,7 +1,6 @@
 #include "kvstore/block_store_impl.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "absl/base/internal/raw_logging.h"
@@ -18,6 +17,8 @@ constexpr uint32_t kBlocksMax = uint32_t{1} << 30;
 // its way can leave. The caller may have given no deadline.
 constexpr absl::Duration kWriterWait = absl::Seconds(5);
 constexpr absl::Duration kPinWait = absl::Milliseconds(100);
+// How long a manifest that does not fit the disk waits for garbage to go.
+constexpr absl::Duration kManifestWait = absl::Seconds(10);
 
 }  // namespace
 
@@ -50,7 +51,8 @@ BlockStoreImpl::BlockStoreImpl(const StoreOptions& options, std::unique_ptr<Exte
                                std::unique_ptr<DiskTier> disk)
     : link_(std::make_shared<Link>()),
       core_(options, std::move(pool), std::move(disk)),
-      writer_(core_.disk == nullptr ? nullptr : std::make_unique<WriteBehind>(core_)),
+      reclaimer_(core_.disk == nullptr ? nullptr : std::make_unique<Reclaimer>(core_)),
+      writer_(core_.disk == nullptr ? nullptr : std::make_unique<WriteBehind>(core_, *reclaimer_)),
       manifests_(core_, writer_.get()),
       tails_(core_),
       reader_(core_) {
@@ -66,9 +68,21 @@ BlockStoreImpl::~BlockStoreImpl() {
 
 absl::Status BlockStoreImpl::Recover() {
   if (core_.disk == nullptr) return absl::OkStatus();
-  return manifests_.Recover([this](SegmentId id, const BlockLayout& layout, uint32_t first_block) {
+  const auto make_segment = [this](SegmentId id, const BlockLayout& layout, uint32_t first_block) {
     return MakeSegment(id, layout, first_block);
-  });
+  };
+  if (absl::Status status = manifests_.Recover(make_segment); !status.ok()) return status;
+  reclaimer_->Watch();
+  return absl::OkStatus();
+}
+
+absl::Status BlockStoreImpl::WithRoom(absl::Time deadline,
+                                      absl::FunctionRef<absl::Status()> write) {
+  return reclaimer_ == nullptr ? write() : reclaimer_->WithRoom(deadline, write);
+}
+
+absl::Status BlockStoreImpl::CommitManifest(const Manifest& manifest) {
+  return WithRoom(absl::Now() + kManifestWait, [&] { return manifests_.Commit(manifest); });
 }
 
 SegmentRef BlockStoreImpl::MakeSegment(SegmentId id, const BlockLayout& layout,
@@ -222,7 +236,10 @@ void BlockStoreImpl::Seal(Segment& segment, uint16_t layer, uint16_t head, uint3
   MutexLock lock(core_.mu);
   const bool freed = segment.dead || block >= segment.trim_end;
   if (stripe != nullptr) {
-    if (!freed) segment.ExtentAt(ref.lane, ref.kind, ref.index).valid |= uint64_t{1} << cell;
+    if (!freed) {
+      const uint64_t valid = segment.ExtentAt(ref.lane, ref.kind, ref.index).valid;
+      core_.host.SetValid(ref, valid | uint64_t{1} << cell);
+    }
     if (core_.host.Unpin(ref)) core_.room.NotifyAll();
   }
   if (freed) return;
@@ -239,21 +256,41 @@ uint32_t BlockStoreImpl::SealedEnd(const Segment& segment, uint16_t layer, uint1
   return segment.lane(layer, head).sealed_end;
 }
 
-absl::Status BlockStoreImpl::RestoreTail(Segment& segment, absl::Time deadline) {
-  for (uint16_t layer = 0; layer < segment.layout.layers; ++layer) {
-    const DurableExtent durable = Durable(segment, layer);
-    if (durable.tail_rows == 0) continue;
-    if (absl::Status status =
-            Reserve(segment, layer, durable.end_block, durable.end_block + 1, deadline);
-        !status.ok()) {
-      return status;
-    }
+absl::Status BlockStoreImpl::RestoreTail(Segment& segment, uint16_t layer, absl::Time deadline) {
+  const DurableExtent durable = Durable(segment, layer);
+  if (durable.tail_rows == 0) return absl::OkStatus();
+  if (absl::Status status =
+          Reserve(segment, layer, durable.end_block, durable.end_block + 1, deadline);
+      !status.ok()) {
+    return status;
   }
-  return core_.disk == nullptr ? absl::OkStatus() : tails_.Restore(segment);
+  return tails_.Restore(segment, layer);
 }
 
-absl::Status BlockStoreImpl::DropTail(Segment& segment) {
-  return core_.disk == nullptr ? absl::OkStatus() : tails_.Drop(segment);
+absl::Status BlockStoreImpl::CutTail(Segment& segment, uint32_t block, uint32_t rows,
+                                     absl::Time deadline) {
+  return tails_.Cut(segment, block, rows, deadline);
+}
+
+absl::Status BlockStoreImpl::WriteTail(Segment& segment, absl::Span<const uint32_t> tail_rows,
+                                       absl::Time deadline) {
+  if (absl::Status status = CheckTail(segment, tail_rows); !status.ok()) return status;
+  return tails_.Write(segment, tail_rows, TailLog::Purpose::kBranch, deadline);
+}
+
+absl::Status BlockStoreImpl::CheckTail(const Segment& segment,
+                                       absl::Span<const uint32_t> tail_rows) const {
+  if (core_.disk == nullptr) return absl::FailedPreconditionError("the store has no disk");
+  if (tail_rows.size() != segment.layout.layers) {
+    return absl::InvalidArgumentError(absl::StrCat("flush: tails of ", tail_rows.size(),
+                                                   " layers, expected ", segment.layout.layers));
+  }
+  for (const uint32_t rows : tail_rows) {
+    if (rows < segment.layout.block_tokens) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "flush: a tail of ", rows, " rows, allowed: below ", segment.layout.block_tokens));
+  }
+  return absl::OkStatus();
 }
 
 Pins BlockStoreImpl::PinRows(absl::Span<const ReadRequest> requests, absl::Time deadline) {
@@ -271,21 +308,19 @@ Pins BlockStoreImpl::PinStripes(absl::Span<const ReadRequest> requests, absl::Ti
 absl::Status BlockStoreImpl::Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                                    absl::Time deadline) {
   if (core_.disk == nullptr) return absl::FailedPreconditionError("the store has no disk");
-  if (!tail_rows.empty() && tail_rows.size() != segment.layout.layers) {
-    return absl::InvalidArgumentError(absl::StrCat("flush: tails of ", tail_rows.size(),
-                                                   " layers, expected ", segment.layout.layers));
-  }
-  for (const uint32_t rows : tail_rows) {
-    if (rows < segment.layout.block_tokens) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "flush: a tail of ", rows, " rows, allowed: below ", segment.layout.block_tokens));
+  if (!tail_rows.empty()) {
+    if (absl::Status status = CheckTail(segment, tail_rows); !status.ok()) return status;
   }
   {
     MutexLock lock(core_.mu);
     if (absl::Status status = writer_->WriteSealed(segment, deadline); !status.ok()) return status;
   }
-  if (!tail_rows.empty()) return tails_.Write(segment, tail_rows, deadline);
-  const absl::Status synced = core_.disk->Sync();
+  if (!tail_rows.empty()) {
+    return WithRoom(deadline, [&] {
+      return tails_.Write(segment, tail_rows, TailLog::Purpose::kFlush, deadline);
+    });
+  }
+  absl::Status synced = core_.disk->Sync();
   if (!synced.ok()) {
     MutexLock lock(core_.mu);
     core_.CountDiskError(synced);
@@ -300,33 +335,8 @@ DurableExtent BlockStoreImpl::Durable(const Segment& segment, uint16_t layer) co
 
 Residency BlockStoreImpl::Describe(const Segment& segment, uint16_t layer, uint32_t first_block,
                                    uint32_t end_block) const {
-  const BlockLayout& layout = segment.layout;
-  Residency sum;
   MutexLock lock(core_.mu);
-  for (uint16_t head = 0; head < layout.heads; ++head) {
-    const uint16_t lane_index = segment.LaneIndex(layer, head);
-    const Lane& lane = segment.lanes[lane_index];
-    const uint32_t end = std::min(end_block, lane.reserved_end);
-    for (uint32_t block = std::max(first_block, segment.first_block); block < end; ++block) {
-      sum.sealed_blocks += block < lane.sealed_end ? 1 : 0;
-      if (block < lane.durable_end) {
-        ++sum.disk_blocks;
-        sum.disk_bytes += layout.rows_bytes() + layout.piece_bytes();
-      }
-      const Extent* rows =
-          segment.FindExtent(lane_index, ExtentKind::kRows, block - segment.first_block);
-      if (rows != nullptr && rows->valid != 0) {
-        ++sum.host_blocks;
-        sum.host_row_bytes += std::popcount(rows->valid) * layout.granule_bytes();
-      }
-      const Extent* stripe =
-          segment.FindExtent(lane_index, ExtentKind::kStripe, segment.StripeIndex(block));
-      if (stripe != nullptr && (stripe->valid >> segment.StripeCell(block) & 1) != 0) {
-        sum.host_index_bytes += layout.piece_bytes();
-      }
-    }
-  }
-  return sum;
+  return segment.Describe(layer, first_block, end_block);
 }
 
 TierStats BlockStoreImpl::HostStats() const {
@@ -341,6 +351,7 @@ TierStats BlockStoreImpl::DiskStats() const {
   TierStats stats = core_.disk_stats;
   stats.capacity_bytes = core_.options.disk_bytes;
   stats.used_bytes = used_bytes;
+  stats.direct_reads = core_.disk->direct_reads();
   return stats;
 }
 

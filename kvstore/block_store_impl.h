@@ -6,10 +6,12 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "kvstore/block_store.h"
 #include "kvstore/disk_tier.h"
 #include "kvstore/extent_reader.h"
 #include "kvstore/manifest_table.h"
+#include "kvstore/reclaimer.h"
 #include "kvstore/store_core.h"
 #include "kvstore/tail_log.h"
 #include "kvstore/write_behind.h"
@@ -33,9 +35,7 @@ class BlockStoreImpl final : public BlockStore {
   std::vector<Manifest> TakeRecovered() override { return manifests_.TakeRecovered(); }
   absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
                                            uint32_t first_block) override;
-  absl::Status CommitManifest(const Manifest& manifest) override {
-    return manifests_.Commit(manifest);
-  }
+  absl::Status CommitManifest(const Manifest& manifest) override;
   absl::Status DeleteManifest(std::string_view name) override { return manifests_.Delete(name); }
   absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block, uint32_t end_block,
                        absl::Time deadline) override;
@@ -43,8 +43,11 @@ class BlockStoreImpl final : public BlockStore {
   void Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t block,
             absl::Span<const std::byte> piece) override;
   uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const override;
-  absl::Status RestoreTail(Segment& segment, absl::Time deadline) override;
-  absl::Status DropTail(Segment& segment) override;
+  absl::Status RestoreTail(Segment& segment, uint16_t layer, absl::Time deadline) override;
+  absl::Status CutTail(Segment& segment, uint32_t block, uint32_t rows,
+                       absl::Time deadline) override;
+  absl::Status WriteTail(Segment& segment, absl::Span<const uint32_t> tail_rows,
+                         absl::Time deadline) override;
   Pins PinRows(absl::Span<const ReadRequest> requests, absl::Time deadline) override;
   Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) override;
   absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
@@ -61,7 +64,10 @@ class BlockStoreImpl final : public BlockStore {
   // Way from a segment back to the store, for as long as both are there.
   struct Link;
 
+  // Gives a bounded write the room that garbage takes.
+  absl::Status WithRoom(absl::Time deadline, absl::FunctionRef<absl::Status()> write);
   SegmentRef MakeSegment(SegmentId id, const BlockLayout& layout, uint32_t first_block);
+  absl::Status CheckTail(const Segment& segment, absl::Span<const uint32_t> tail_rows) const;
   absl::Status CheckReservable(const Segment& segment, uint16_t layer, uint32_t first_block,
                                uint32_t end_block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   // False when there is no room for it.
@@ -74,6 +80,7 @@ class BlockStoreImpl final : public BlockStore {
   mutable StoreCore core_;
   uint64_t last_id_ ABSL_GUARDED_BY(core_.mu) = 0;
   // Null without a disk.
+  std::unique_ptr<Reclaimer> reclaimer_;
   std::unique_ptr<WriteBehind> writer_;
   ManifestTable manifests_;
   TailLog tails_;

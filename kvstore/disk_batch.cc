@@ -41,14 +41,10 @@ void DiskBatch::Put(std::string_view key, std::string_view payload) {
                              rocksdb::SliceParts(value.data(), value.size())));
 }
 
-void DiskBatch::Delete(std::string_view key) {
-  CheckAdded(rep_->batch.Delete(ToSlice(key)));
-  rep_->deletes = true;
-}
+void DiskBatch::Delete(std::string_view key) { CheckAdded(rep_->batch.Delete(ToSlice(key))); }
 
 void DiskBatch::DeleteRange(const RecordKey& begin, const RecordKey& end) {
   CheckAdded(rep_->batch.DeleteRange(ToSlice(begin.view()), ToSlice(end.view())));
-  rep_->deletes = true;
 }
 
 void DiskBatch::PutRows(const BlockKey& block, const BlockLayout& layout, const std::byte* rows) {
@@ -106,7 +102,6 @@ void DiskBatch::PutManifest(std::string_view name, const ManifestRecord& record)
 void DiskBatch::DeleteManifest(std::string_view name) { Delete(ManifestKey(name)); }
 
 bool DiskBatch::empty() const { return rep_->batch.Count() == 0; }
-bool DiskBatch::deletes() const { return rep_->deletes; }
 size_t DiskBatch::bytes() const { return rep_->batch.GetDataSize(); }
 
 }  // namespace terrace::kvstore

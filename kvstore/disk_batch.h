@@ -38,8 +38,6 @@ class DiskBatch {
   void DeleteManifest(std::string_view name);
 
   bool empty() const;
-  // Something in it deletes.
-  bool deletes() const;
   // Bytes of all keys and values so far.
   size_t bytes() const;
 

@@ -10,7 +10,6 @@ namespace terrace::kvstore {
 
 struct DiskBatch::Rep {
   rocksdb::WriteBatch batch;
-  bool deletes = false;
 };
 
 }  // namespace terrace::kvstore

@@ -120,7 +120,7 @@ DiskDatabase::DiskDatabase(std::string path, const rocksdb::Options& options)
 
 rocksdb::Status DiskDatabase::OpenDatabase() {
   rocksdb::DB* db = nullptr;
-  const rocksdb::Status opened = rocksdb::DB::Open(options_, path_, &db);
+  rocksdb::Status opened = rocksdb::DB::Open(options_, path_, &db);
   db_.reset(db);
   return opened;
 }

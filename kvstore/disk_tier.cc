@@ -40,7 +40,7 @@ absl::Status Closed() {
 struct DiskTier::Rep {
   DiskTierOptions options;
   std::unique_ptr<DiskDatabase> database;
-  std::atomic<bool> reclaimable = false;
+  std::atomic<uint64_t> write_count = 0;
 
   Mutex mu;
   // Ids in [next_id, reserved_id) are ours to hand out.
@@ -150,8 +150,9 @@ absl::StatusOr<DiskIndex> DiskTier::LoadIndex() {
   absl::Status status =
       scan(RecordKind::kManifest, [&](std::string_view name, std::string_view payload) {
         absl::StatusOr<ManifestRecord> record = DecodeManifest(payload);
-        if (record.ok()) index.manifests.emplace_back(name, *std::move(record));
-        return record.status();
+        if (!record.ok()) return record.status();
+        index.manifests.emplace_back(name, *std::move(record));
+        return absl::OkStatus();
       });
   if (!status.ok()) return status;
   status = scan(RecordKind::kWatermark, [&](std::string_view key, std::string_view payload) {
@@ -219,7 +220,7 @@ absl::Status DiskTier::Write(const DiskBatch& batch, bool sync, Growth growth) {
     rep_->database->Revive();
     return absl::UnavailableError(status.message());
   }
-  if (batch.deletes()) rep_->reclaimable = true;
+  ++rep_->write_count;
   return absl::OkStatus();
 }
 
@@ -286,24 +287,31 @@ absl::StatusOr<std::string> DiskTier::ReadTail(const BlockKey& block) {
   return rep_->Get(RecordKey(RecordKind::kTail, block));
 }
 
-bool DiskTier::reclaimable() const { return rep_->reclaimable; }
-
-absl::Status DiskTier::Reclaim() {
+absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled) {
+  if (absl::Status status = rep_->Ask(DiskOperation::kReclaim); !status.ok()) return status;
   const DiskDatabase::Use db(*rep_->database);
   if (!db) return Closed();
-  rep_->reclaimable = false;
-  const uint64_t budget = rep_->options.bytes;
-  const uint64_t goal = budget_for_blocks() - budget / 8;
   rocksdb::CompactRangeOptions compact;
   compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
+  compact.canceled = &cancelled;
   // First without rewriting any block: files that hold nothing but garbage go.
   compact.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kDisable;
   rocksdb::Status status = db->Flush({});
   if (status.ok()) status = db->CompactRange(compact, nullptr, nullptr);
   // Then from the oldest file on, at a time as much as certainly fits beside what is there (I5).
   compact.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
+  const uint64_t budget = rep_->options.bytes;
+  // Known for certain now that the tree is free of it.
+  const auto garbage_bytes = [&db] {
+    uint64_t bytes = 0;
+    db->GetIntProperty(rocksdb::DB::Properties::kLiveBlobFileGarbageSize, &bytes);
+    return bytes;
+  };
   double rewritten = 0;
-  while (status.ok() && rewritten < 1 && used_bytes() > goal) {
+  bool is_complete = false;
+  while (status.ok() && used_bytes() > goal_bytes) {
+    is_complete = rewritten >= 1 || garbage_bytes() < garbage_min_bytes();
+    if (is_complete) break;
     uint64_t blob_bytes = 0;
     db->GetIntProperty(rocksdb::DB::Properties::kTotalBlobFileSize, &blob_bytes);
     const uint64_t room = budget - std::min(budget, used_bytes());
@@ -313,12 +321,17 @@ absl::Status DiskTier::Reclaim() {
     status = db->CompactRange(compact, nullptr, nullptr);
     rewritten += share;
   }
-  // What is left of the garbage waits for the next shortage.
-  if (!status.ok() || rewritten < 1) rep_->reclaimable = true;
-  MutexLock lock(rep_->mu);
-  rep_->counted = false;
-  return FromRocks("reclaiming", status);
+  {
+    MutexLock lock(rep_->mu);
+    rep_->counted = false;
+  }
+  if (!status.ok()) return FromRocks("reclaiming", status);
+  return is_complete;
 }
+
+uint64_t DiskTier::garbage_min_bytes() const { return std::max(kMiB, rep_->options.bytes / 256); }
+
+uint64_t DiskTier::write_count() const { return rep_->write_count; }
 
 uint64_t DiskTier::used_bytes() const {
   uint64_t sum = 0;

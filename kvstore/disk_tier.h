@@ -8,6 +8,7 @@
 #ifndef TERRACE_KVSTORE_DISK_TIER_H_
 #define TERRACE_KVSTORE_DISK_TIER_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -29,7 +30,7 @@
 
 namespace terrace::kvstore {
 
-enum class DiskOperation { kRead, kWrite };
+enum class DiskOperation { kRead, kWrite, kReclaim };
 // For tests: asked before each operation; an error takes the operation's place. May block.
 using DiskFault = std::function<absl::Status(DiskOperation)>;
 
@@ -79,14 +80,19 @@ class DiskTier {
   // NotFound; DataLoss when corrupt.
   absl::StatusOr<std::string> ReadTail(const BlockKey& block);
 
-  // Something was deleted since the last Reclaim.
-  bool reclaimable() const;
-  // Compacts deleted records away, until there is some room. Slow: it rewrites what lies between
-  // them. May run beside everything else.
-  absl::Status Reclaim();
+  // Compacts away what was deleted or written anew, until no more than `goal_bytes` are used, or
+  // there is nothing more to gain: then true. Slow: it rewrites what lies in between. Gives up,
+  // with an error, when `cancelled` becomes true. May run beside everything but itself.
+  absl::StatusOr<bool> Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled);
 
   // Physical bytes: all files of the folder.
   uint64_t used_bytes() const;
+  // What Write may fill; the rest is for deletions and for Reclaim.
+  uint64_t budget_for_blocks() const;
+  // Less garbage is not worth a Reclaim.
+  uint64_t garbage_min_bytes() const;
+  // Batches written so far.
+  uint64_t write_count() const;
   // Whether reads bypass the page cache.
   bool direct_reads() const;
 
@@ -97,7 +103,6 @@ class DiskTier {
   absl::Status CheckFormat();
   absl::Status LoadSegmentCounter();
   absl::Status Fit(size_t batch_bytes);
-  uint64_t budget_for_blocks() const;
 
   const std::unique_ptr<Rep> rep_;
 };

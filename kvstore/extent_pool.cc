@@ -62,7 +62,7 @@ ExtentPool::~ExtentPool() {
 
 std::byte* ExtentPool::Allocate(size_t bytes, const ExtentRef& owner) {
   const size_t rounded = RoundUp(bytes);
-  ABSL_RAW_CHECK(bytes > 0 && rounded <= slab_bytes_, "extent size out of range");
+  ABSL_INTERNAL_CHECK(bytes > 0 && rounded <= slab_bytes_, "extent size out of range");
   const uint32_t class_index = ClassOf(rounded, owner.kind);
   if (classes_[class_index].open_slabs.empty()) {
     if (free_slabs_.empty() || !MayTakeSlab(owner.kind)) return nullptr;

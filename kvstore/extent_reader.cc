@@ -268,7 +268,7 @@ void ExtentReader::Publish(Batch& batch, size_t read) {
   }
   if (!target.is_private) {
     extent.loading &= ~cell;
-    if (done.outcome == CellRead::Outcome::kRead) extent.valid |= cell;
+    if (done.outcome == CellRead::Outcome::kRead) core_.host.SetValid(ref, extent.valid | cell);
     if (core_.host.Unpin(ref)) core_.room.NotifyAll();
   }
   batch.published[read] = true;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <utility>
 #include <vector>
 
@@ -46,7 +47,7 @@ bool HostTier::Take(const ExtentRef& ref, Demand demand) {
     ++stats_.resident_blocks;
     stats_.admitted_bytes += bytes;
     stats_.resident_bytes += bytes;
-    if (demand == Demand::kReserve) extent.valid = AllCells(ref.segment->layout.granules());
+    if (demand == Demand::kReserve) SetValid(ref, AllCells(ref.segment->layout.granules()));
   } else {
     stats_.index_bytes += bytes;
   }
@@ -76,6 +77,21 @@ bool HostTier::Unpin(const ExtentRef& ref) {
   }
   Recount(ref);
   return !extent.held;
+}
+
+void HostTier::SetValid(const ExtentRef& ref, uint64_t cells) {
+  Extent& extent = At(ref);
+  HostCells& in_host = ref.segment->in_host[ref.lane / ref.segment->layout.heads];
+  // Unsigned, so that what goes wraps around to less.
+  const uint64_t change = static_cast<uint64_t>(std::popcount(cells)) -
+                          static_cast<uint64_t>(std::popcount(extent.valid));
+  if (ref.kind == ExtentKind::kRows) {
+    in_host.blocks += uint64_t{cells != 0} - uint64_t{extent.valid != 0};
+    in_host.granules += change;
+  } else {
+    in_host.pieces += change;
+  }
+  extent.valid = cells;
 }
 
 void HostTier::Recount(const ExtentRef& ref) {
@@ -168,7 +184,7 @@ void HostTier::Drop(const ExtentRef& ref, Departure departure) {
   const size_t bytes = ref.segment->ExtentBytes(ref.kind);
   pool_->Release(extent.data);
   extent.data = nullptr;
-  extent.valid = 0;
+  SetValid(ref, 0);
   --extent_count_;
   Recount(ref);
   if (ref.kind == ExtentKind::kStripe) {

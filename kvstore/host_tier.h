@@ -35,6 +35,9 @@ class HostTier {
   // True when the extent may now leave or has left: somebody who waits for room should look.
   bool Unpin(const ExtentRef& ref);
 
+  // Says which cells of the extent are in memory.
+  void SetValid(const ExtentRef& ref, uint64_t cells);
+
   // To be called after anything that Segment::Dirty depends on has changed.
   void Recount(const ExtentRef& ref);
 

@@ -150,8 +150,9 @@ void ManifestTable::FreeExtents(Segment& segment, uint16_t lane_index, uint32_t 
   uint32_t stripe = segment.StripeIndex(first_block);
   if (first_cell != 0 && stripe < lane.stripes.size()) {
     // The stripe stays, without the cells of the blocks that go.
-    lane.stripes[stripe].valid &= (uint64_t{1} << first_cell) - 1;
-    core_.host.Recount({&segment, stripe, lane_index, ExtentKind::kStripe});
+    const ExtentRef kept{&segment, stripe, lane_index, ExtentKind::kStripe};
+    core_.host.SetValid(kept, lane.stripes[stripe].valid & ((uint64_t{1} << first_cell) - 1));
+    core_.host.Recount(kept);
     ++stripe;
   }
   for (; stripe < lane.stripes.size(); ++stripe) {
@@ -178,7 +179,7 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
     } else {
       batch.PutManifest(name, ToRecord(*after));
     }
-    const absl::Status status =
+    absl::Status status =
         core_.disk->Write(batch, core_.options.durability == Durability::kSync, growth);
     if (!status.ok()) {
       MutexLock lock(core_.mu);

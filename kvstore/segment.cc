@@ -1,6 +1,7 @@
 #include "kvstore/segment.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace terrace::kvstore {
@@ -12,6 +13,7 @@ Segment::Segment(const void* its_owner, SegmentId its_id, BlockLayout its_layout
       layout(std::move(its_layout)),
       first_block(its_first_block),
       lanes(size_t{layout.layers} * layout.heads),
+      in_host(layout.layers),
       tail_rows(layout.layers, 0) {
   for (Lane& lane : lanes) {
     lane.durable_end = lane.sealed_end = lane.reserved_end = lane.flush_end = first_block;
@@ -54,6 +56,60 @@ bool Segment::Dirty(uint16_t lane_index, ExtentKind kind, uint32_t index) const 
   if (kind == ExtentKind::kRows) return first_block + index >= lane.durable_end;
   const uint32_t end = std::min(StripeBlock(index) + layout.stripe_blocks, lane.reserved_end);
   return end > lane.durable_end;
+}
+
+HostCells& HostCells::operator-=(const HostCells& other) {
+  blocks -= other.blocks;
+  granules -= other.granules;
+  pieces -= other.pieces;
+  return *this;
+}
+
+Residency Segment::Describe(uint16_t layer, uint32_t first, uint32_t end) const {
+  Residency sum;
+  first = std::max(first, first_block);
+  end = std::max(first, end);
+  uint32_t known_end = first_block;
+  for (uint16_t head = 0; head < layout.heads; ++head) {
+    const Lane& its = lane(layer, head);
+    sum.sealed_blocks += std::clamp(its.sealed_end, first, end) - first;
+    sum.disk_blocks += std::clamp(its.durable_end, first, end) - first;
+    const auto rows = static_cast<uint32_t>(its.rows.size());
+    const auto stripes = static_cast<uint32_t>(its.stripes.size());
+    known_end = std::max({known_end, first_block + rows, StripeBlock(stripes)});
+  }
+  sum.disk_bytes = sum.disk_blocks * (layout.rows_bytes() + layout.piece_bytes());
+  end = std::min(end, known_end);
+  first = std::min(first, end);
+  HostCells cells;
+  if (end - first < first - first_block + known_end - end) {
+    cells = CountInHost(layer, first, end);
+  } else {
+    cells = in_host[layer];
+    cells -= CountInHost(layer, first_block, first);
+    cells -= CountInHost(layer, end, known_end);
+  }
+  sum.host_blocks = cells.blocks;
+  sum.host_row_bytes = cells.granules * layout.granule_bytes();
+  sum.host_index_bytes = cells.pieces * layout.piece_bytes();
+  return sum;
+}
+
+HostCells Segment::CountInHost(uint16_t layer, uint32_t first, uint32_t end) const {
+  HostCells cells;
+  for (uint16_t head = 0; head < layout.heads; ++head) {
+    const uint16_t lane_index = LaneIndex(layer, head);
+    for (uint32_t block = first; block < end; ++block) {
+      const Extent* rows = FindExtent(lane_index, ExtentKind::kRows, block - first_block);
+      if (rows != nullptr && rows->valid != 0) {
+        ++cells.blocks;
+        cells.granules += std::popcount(rows->valid);
+      }
+      const Extent* stripe = FindExtent(lane_index, ExtentKind::kStripe, StripeIndex(block));
+      if (stripe != nullptr) cells.pieces += stripe->valid >> StripeCell(block) & 1;
+    }
+  }
+  return cells;
 }
 
 uint32_t Segment::DurableEnd(uint16_t layer) const {

@@ -29,7 +29,8 @@ namespace terrace::kvstore {
 struct Extent {
   // Null when not in memory.
   std::byte* data = nullptr;
-  // Cells that are in memory. Rows have all from their reservation on.
+  // Cells that are in memory. Rows have all from their reservation on. Changed by
+  // HostTier::SetValid only, which counts them.
   uint64_t valid = 0;
   // Cells that somebody reads from disk; nobody else writes their bytes.
   uint64_t loading = 0;
@@ -51,6 +52,16 @@ struct Lane {
   uint32_t reserved_end = 0;
   // Up to where a flush wants blocks on disk in a store that does not write behind.
   uint32_t flush_end = 0;
+};
+
+// What is in memory of some blocks.
+struct HostCells {
+  // Blocks with some of their rows.
+  uint64_t blocks = 0;
+  uint64_t granules = 0;
+  uint64_t pieces = 0;
+
+  HostCells& operator-=(const HostCells& other);
 };
 
 class Segment : public std::enable_shared_from_this<Segment> {
@@ -94,6 +105,10 @@ class Segment : public std::enable_shared_from_this<Segment> {
   // Lowest over the heads of a layer.
   uint32_t DurableEnd(uint16_t layer) const;
 
+  // Where blocks [first, end) of a layer are. Costs the heads, and the blocks that the
+  // range has or those that it leaves out, whichever are fewer: none for all.
+  Residency Describe(uint16_t layer, uint32_t first, uint32_t end) const;
+
   const void* const owner;
   const SegmentId id;
   const BlockLayout layout;
@@ -101,6 +116,8 @@ class Segment : public std::enable_shared_from_this<Segment> {
 
   // By LaneIndex.
   std::vector<Lane> lanes;
+  // What is in memory, by layer.
+  std::vector<HostCells> in_host;
   // Rows of the open block that are on disk, by layer.
   std::vector<uint32_t> tail_rows;
   // Ends of the ranges by which manifests name this segment.
@@ -115,6 +132,10 @@ class Segment : public std::enable_shared_from_this<Segment> {
   bool queued = false;
   // Where the writer goes on, so that all lanes advance alike.
   uint32_t next_lane = 0;
+
+ private:
+  // By looking at each extent.
+  HostCells CountInHost(uint16_t layer, uint32_t first, uint32_t end) const;
 };
 
 }  // namespace terrace::kvstore

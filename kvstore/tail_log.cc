@@ -1,5 +1,6 @@
 #include "kvstore/tail_log.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -19,7 +20,7 @@ struct Tail {
 
 }  // namespace
 
-absl::Status TailLog::Write(Segment& segment, absl::Span<const uint32_t> tail_rows,
+absl::Status TailLog::Write(Segment& segment, absl::Span<const uint32_t> tail_rows, Purpose purpose,
                             absl::Time deadline) {
   DiskTurn turn(core_);
   {
@@ -27,29 +28,58 @@ absl::Status TailLog::Write(Segment& segment, absl::Span<const uint32_t> tail_ro
     if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
     if (segment.dead) return absl::FailedPreconditionError("the segment is freed");
   }
-  return WriteInTurn(segment, tail_rows, /*sync=*/true);
+  return WriteInTurn(segment, tail_rows, purpose);
 }
 
-absl::Status TailLog::Drop(Segment& segment) {
+absl::Status TailLog::Cut(Segment& segment, uint32_t block, uint32_t rows, absl::Time deadline) {
+  const BlockLayout& layout = segment.layout;
+  const auto kept = [&](uint16_t layer) {
+    const uint32_t end = segment.DurableEnd(layer);
+    const uint32_t standing = end < block ? layout.block_tokens : end == block ? rows : 0;
+    return std::min(segment.tail_rows[layer], standing);
+  };
   DiskTurn turn(core_);
+  DiskBatch batch;
+  std::vector<DurableExtent> watermark;
   {
     MutexLock lock(core_.mu);
-    turn.Take(absl::InfiniteFuture());
     bool any = false;
-    for (const uint32_t rows : segment.tail_rows) any = any || rows != 0;
+    for (uint16_t layer = 0; layer < layout.layers; ++layer) {
+      any = any || kept(layer) != segment.tail_rows[layer];
+    }
+    // Without the turn, for who speculates cuts often: all that the writer may do meanwhile is to
+    // remove tails.
     if (segment.dead || !any) return absl::OkStatus();
+    if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
+    for (uint16_t layer = 0; layer < layout.layers; ++layer) {
+      const uint32_t end = segment.DurableEnd(layer);
+      watermark.push_back({.end_block = end, .tail_rows = kept(layer)});
+      if (segment.tail_rows[layer] == 0 || watermark.back().tail_rows != 0) continue;
+      for (uint16_t head = 0; head < layout.heads; ++head) {
+        batch.DeleteTail(segment.Key(segment.LaneIndex(layer, head), end));
+      }
+    }
   }
-  return WriteInTurn(segment, std::vector<uint32_t>(segment.layout.layers, 0),
-                     core_.options.durability == Durability::kSync);
+  batch.PutWatermark(segment.id, watermark);
+  absl::Status status = core_.disk->Write(
+      batch, core_.options.durability == Durability::kSync, DiskTier::Growth::kFrees);
+  MutexLock lock(core_.mu);
+  if (!status.ok()) {
+    core_.CountDiskError(status);
+    return status;
+  }
+  for (uint16_t layer = 0; layer < layout.layers; ++layer) {
+    segment.tail_rows[layer] = watermark[layer].tail_rows;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status TailLog::WriteInTurn(Segment& segment, absl::Span<const uint32_t> tail_rows,
-                                  bool sync) {
+                                  Purpose purpose) {
   const BlockLayout& layout = segment.layout;
   DiskBatch batch;
   std::vector<Tail> tails;
   std::vector<DurableExtent> watermark;
-  bool grows = false;
   {
     MutexLock lock(core_.mu);
     for (uint16_t layer = 0; layer < layout.layers; ++layer) {
@@ -76,15 +106,16 @@ absl::Status TailLog::WriteInTurn(Segment& segment, absl::Span<const uint32_t> t
                          .block = block,
                          .rows = segment.ExtentAt(lane, ref.kind, ref.index).data,
                          .bytes = size_t{rows} * layout.row_bytes});
-        grows = true;
       }
     }
     segment.stored = true;
   }
   for (const Tail& tail : tails) batch.PutTail(tail.block, {tail.rows, tail.bytes});
   batch.PutWatermark(segment.id, watermark);
-  const absl::Status status =
-      core_.disk->Write(batch, sync, grows ? DiskTier::Growth::kBounded : DiskTier::Growth::kFrees);
+  const bool flush = purpose == Purpose::kFlush;
+  const bool bounded = flush && !tails.empty();
+  absl::Status status = core_.disk->Write(
+      batch, flush, bounded ? DiskTier::Growth::kBounded : DiskTier::Growth::kFrees);
   MutexLock lock(core_.mu);
   for (const Tail& tail : tails) core_.host.Unpin(tail.ref);
   if (!status.ok()) {
@@ -97,37 +128,35 @@ absl::Status TailLog::WriteInTurn(Segment& segment, absl::Span<const uint32_t> t
   return absl::OkStatus();
 }
 
-absl::Status TailLog::Restore(Segment& segment) {
+absl::Status TailLog::Restore(Segment& segment, uint16_t layer) {
   const BlockLayout& layout = segment.layout;
-  for (uint16_t layer = 0; layer < layout.layers; ++layer) {
-    uint32_t rows = 0;
-    uint32_t block = 0;
-    {
-      MutexLock lock(core_.mu);
-      rows = segment.tail_rows[layer];
-      block = segment.DurableEnd(layer);
+  uint32_t rows = 0;
+  uint32_t block = 0;
+  {
+    MutexLock lock(core_.mu);
+    rows = segment.tail_rows[layer];
+    block = segment.DurableEnd(layer);
+  }
+  const size_t wanted = size_t{rows} * layout.row_bytes;
+  for (uint16_t head = 0; head < layout.heads; ++head) {
+    const uint16_t lane = segment.LaneIndex(layer, head);
+    const absl::StatusOr<std::string> tail = core_.disk->ReadTail(segment.Key(lane, block));
+    MutexLock lock(core_.mu);
+    // A tail that the watermark promises and that is not there is lost.
+    if (!tail.ok() && !absl::IsUnavailable(tail.status())) {
+      ++core_.disk_stats.corrupt_granules;
+      core_.CountDiskError(tail.status());
+      return absl::DataLossError(tail.status().message());
     }
-    if (rows == 0) continue;
-    for (uint16_t head = 0; head < layout.heads; ++head) {
-      const uint16_t lane = segment.LaneIndex(layer, head);
-      const absl::StatusOr<std::string> tail = core_.disk->ReadTail(segment.Key(lane, block));
-      const size_t expected = size_t{rows} * layout.row_bytes;
-      MutexLock lock(core_.mu);
-      // A tail that the watermark promises and that is not there is lost.
-      if (!tail.ok() && !absl::IsUnavailable(tail.status())) {
-        ++core_.disk_stats.corrupt_granules;
-        core_.CountDiskError(tail.status());
-        return absl::DataLossError(tail.status().message());
-      }
-      if (!tail.ok()) return tail.status();
-      if (tail->size() != expected) {
-        return absl::DataLossError(
-            absl::StrCat("tail: ", tail->size(), " bytes stored, ", expected, " expected"));
-      }
-      core_.disk_stats.read_bytes += tail->size();
-      std::memcpy(segment.ExtentAt(lane, ExtentKind::kRows, block - segment.first_block).data,
-                  tail->data(), tail->size());
+    if (!tail.ok()) return tail.status();
+    // Longer than the watermark says when it was cut.
+    if (tail->size() < wanted) {
+      return absl::DataLossError(
+          absl::StrCat("tail: ", tail->size(), " bytes stored, ", wanted, " expected"));
     }
+    core_.disk_stats.read_bytes += tail->size();
+    std::memcpy(segment.ExtentAt(lane, ExtentKind::kRows, block - segment.first_block).data,
+                tail->data(), wanted);
   }
   return absl::OkStatus();
 }

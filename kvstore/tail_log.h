@@ -1,7 +1,8 @@
 // TailLog: rows of open blocks on disk, written by a flush, so that a restart finds them.
 //
 // A watermark says how many rows of a layer's open block are there; it is written in one batch with
-// them. The writer removes them when the block is on disk as a whole.
+// them. A cut lowers it and leaves the rows: what lies beyond it counts for nothing. The writer
+// removes them when the block is on disk as a whole.
 #ifndef TERRACE_KVSTORE_TAIL_LOG_H_
 #define TERRACE_KVSTORE_TAIL_LOG_H_
 
@@ -19,17 +20,24 @@ class TailLog {
  public:
   explicit TailLog(StoreCore& core) : core_(core) {}
 
-  // Replaces what is on disk of the open blocks, and syncs. Requires: all sealed blocks are on
-  // disk; rows below the given counts do not change meanwhile.
-  absl::Status Write(Segment& segment, absl::Span<const uint32_t> tail_rows, absl::Time deadline);
-  // Removes it.
-  absl::Status Drop(Segment& segment);
-  // Copies it into the open rows. Requires: those of Durable().end_block are reserved in each layer
-  // with a tail.
-  absl::Status Restore(Segment& segment);
+  enum class Purpose {
+    // Synced, and refused beyond the disk budget.
+    kFlush,
+    // Synced with the manifest that comes next, which frees more than this takes.
+    kBranch,
+  };
+  // Replaces what is on disk of the open blocks. Requires: all sealed blocks are on disk; rows
+  // below the given counts do not change meanwhile.
+  absl::Status Write(Segment& segment, absl::Span<const uint32_t> tail_rows, Purpose purpose,
+                     absl::Time deadline);
+  // Forgets what lies at or beyond row `rows` of block `block`.
+  absl::Status Cut(Segment& segment, uint32_t block, uint32_t rows, absl::Time deadline);
+  // Copies that of one layer into the open rows. Requires: those of Durable().end_block are
+  // reserved.
+  absl::Status Restore(Segment& segment, uint16_t layer);
 
  private:
-  absl::Status WriteInTurn(Segment& segment, absl::Span<const uint32_t> tail_rows, bool sync);
+  absl::Status WriteInTurn(Segment& segment, absl::Span<const uint32_t> tail_rows, Purpose purpose);
 
   StoreCore& core_;
 };

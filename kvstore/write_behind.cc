@@ -15,8 +15,9 @@ constexpr absl::Duration kBackoffMax = absl::Seconds(1);
 
 }  // namespace
 
-WriteBehind::WriteBehind(StoreCore& core)
+WriteBehind::WriteBehind(StoreCore& core, Reclaimer& reclaimer)
     : core_(core),
+      reclaimer_(reclaimer),
       batch_bytes_(
           std::clamp<size_t>(core.options.disk_bytes / 64, kBatchBytesMin, kBatchBytesMax)),
       backoff_(kBackoffMin),
@@ -28,6 +29,7 @@ WriteBehind::~WriteBehind() {
     stopping_ = true;
     core_.work.NotifyAll();
   }
+  reclaimer_.Stop();
   thread_.join();
 }
 
@@ -87,6 +89,15 @@ void WriteBehind::Run() {
 }
 
 void WriteBehind::Step() {
+  const absl::Status status =
+      reclaimer_.WithRoom(absl::InfiniteFuture(), [this] { return WriteBatch(); });
+  if (status.ok()) return;
+  MutexLock lock(core_.mu);
+  NoteAttempt(status);
+  core_.room.NotifyAll();
+}
+
+absl::Status WriteBehind::WriteBatch() {
   DiskTurn turn(core_);
   std::vector<Portion> portions;
   std::vector<SegmentId> forgotten;
@@ -103,24 +114,14 @@ void WriteBehind::Step() {
   } else if (!portions.empty()) {
     status = WritePortions(portions);
   }
-  const bool reclaim = absl::IsResourceExhausted(status) && core_.disk->reclaimable();
-  {
-    MutexLock lock(core_.mu);
-    if (!status.ok()) forgotten_.insert(forgotten_.end(), forgotten.begin(), forgotten.end());
-    for (Portion& portion : portions) Finish(portion, status.ok());
-    writing_ = false;
-    if (!reclaim) NoteAttempt(status);
-    core_.room.NotifyAll();
-    core_.progress.NotifyAll();
-  }
-  // Without the turn: it takes long, and deletions need not wait for it. A failure shows when the
-  // batch is tried again.
-  turn.Release();
-  portions.clear();
-  if (!reclaim) return;
-  const absl::Status reclaimed = core_.disk->Reclaim();
   MutexLock lock(core_.mu);
-  if (!reclaimed.ok()) NoteAttempt(reclaimed);
+  if (!status.ok()) forgotten_.insert(forgotten_.end(), forgotten.begin(), forgotten.end());
+  for (Portion& portion : portions) Finish(portion, status.ok());
+  writing_ = false;
+  if (status.ok()) NoteAttempt(status);
+  core_.room.NotifyAll();
+  core_.progress.NotifyAll();
+  return status;
 }
 
 absl::Status WriteBehind::WriteForgotten(const std::vector<SegmentId>& forgotten) {

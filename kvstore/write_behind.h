@@ -14,14 +14,15 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "kvstore/reclaimer.h"
 #include "kvstore/store_core.h"
 
 namespace terrace::kvstore {
 
 class WriteBehind {
  public:
-  explicit WriteBehind(StoreCore& core);
-  // Finishes the batch that is being written.
+  WriteBehind(StoreCore& core, Reclaimer& reclaimer);
+  // Finishes the batch that is being written; stops the reclaimer, which it may wait for.
   ~WriteBehind();
   WriteBehind(const WriteBehind&) = delete;
   WriteBehind& operator=(const WriteBehind&) = delete;
@@ -68,6 +69,7 @@ class WriteBehind {
   void Run();
   // One batch. Never fails: see status().
   void Step();
+  absl::Status WriteBatch();
   absl::Status WriteForgotten(const std::vector<SegmentId>& forgotten);
   absl::Status WritePortions(const std::vector<Portion>& portions);
 
@@ -79,6 +81,7 @@ class WriteBehind {
   void NoteAttempt(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
 
   StoreCore& core_;
+  Reclaimer& reclaimer_;
   const size_t batch_bytes_;
 
   // Guarded by the mutex of the core.

@@ -30,6 +30,9 @@ class AdminServiceImpl final : public v1::AdminService::CallbackService {
       const absl::StatusOr<std::vector<engine::TierReport>> tiers = engine_.ListTiers();
       if (!tiers.ok()) return tiers.status();
       for (const engine::TierReport& tier : *tiers) runtime::ToProto(tier, response->add_tiers());
+      for (const absl::Status& error : engine_.Unreachable()) {
+        *response->add_unreachable() = runtime::ToRpcStatus(error);
+      }
       return absl::OkStatus();
     });
   }
@@ -70,6 +73,9 @@ class AdminServiceImpl final : public v1::AdminService::CallbackService {
     if (!page.ok()) return page.status();
     for (size_t i = 0; i < page->size() && i < size; ++i) {
       runtime::ToProto((*page)[i], response->add_sequences());
+    }
+    for (const absl::Status& error : engine_.Unreachable()) {
+      *response->add_unreachable() = runtime::ToRpcStatus(error);
     }
     if (page->size() > size) response->set_next_page_token((*page)[size - 1].handle);
     return absl::OkStatus();

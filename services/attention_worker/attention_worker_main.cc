@@ -92,8 +92,11 @@ absl::Status Run(const Flags& flags) {
                                               .shard = shard,
                                               .default_mode = flags.mode});
   const std::unique_ptr<grpc::Service> admin = admin::MakeAdminService(**engine, executor);
-  const absl::Status status = runtime::Serve(flags.server, "terrace-attention-worker",
-                                             {attention.get(), admin.get()}, drain);
+  auto* remote = dynamic_cast<kv_store::RemoteEngine*>(engine->get());
+  absl::Status status = runtime::Serve(flags.server, "terrace-attention-worker",
+                                       {attention.get(), admin.get()}, drain, [remote] {
+                                         if (remote != nullptr) remote->Cancel();
+                                       });
   if (auto* embedded = dynamic_cast<engine::EmbeddedEngine*>(engine->get()); embedded != nullptr) {
     runtime::FlushBeforeExit(*embedded, flags.embedded.store,
                              absl::Now() + flags.server.drain_timeout);
@@ -104,6 +107,8 @@ absl::Status Run(const Flags& flags) {
 }  // namespace
 }  // namespace terrace
 
+// Only a mistake in our own options throws, and then the process may end.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   terrace::Flags flags;
   flags.server.listen = "127.0.0.1:7400";

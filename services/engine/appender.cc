@@ -7,14 +7,10 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "services/engine/error.h"
 
 namespace terrace::engine {
 namespace {
-
-// The disk writer moves a batch in less; a client that is told to come back loses little.
-constexpr absl::Duration kRoomPatience = absl::Seconds(2);
 
 // Largest finite values: of fp16, of bf16, and of bf16 within fp16's range.
 constexpr float kFloat16Max = 65504.0F;
@@ -43,10 +39,6 @@ absl::Status CheckMagnitude(absl::string_view field, const float* values, size_t
 }
 
 }  // namespace
-
-absl::Time RoomDeadline(absl::Time deadline) {
-  return std::min(deadline, absl::Now() + kRoomPatience);
-}
 
 absl::Status Appender::CheckRange(const AppendRows& rows) const {
   const Geometry& geometry = sequence_.spec.geometry;
@@ -137,8 +129,7 @@ absl::Status Appender::Write(const AppendRows& rows, int64_t first, int64_t coun
   const auto block = static_cast<uint32_t>(position / layout.block_tokens);
   const auto row = static_cast<uint32_t>(position % layout.block_tokens);
   kvstore::Segment& segment = sequence_.open_segment();
-  if (absl::Status status =
-          store_.Reserve(segment, layer, block, block + 1, RoomDeadline(deadline));
+  if (absl::Status status = store_.Reserve(segment, layer, block, block + 1, deadline);
       !status.ok()) {
     return absl::IsResourceExhausted(status) ? NoRoom(status.message()) : status;
   }

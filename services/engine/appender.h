@@ -22,10 +22,6 @@ struct AppendRows {
   const float* v = nullptr;
 };
 
-// Until when an allocation may wait for room whose caller would wait until `deadline`: in a memory
-// that nothing can leave it would wait for ever (I5).
-absl::Time RoomDeadline(absl::Time deadline);
-
 class Appender {
  public:
   // The caller holds sequence.gate (shared) and sequence.writer.

@@ -1,6 +1,9 @@
 #include "services/engine/dense_step.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
+#include <utility>
 #include <vector>
 
 #include "attention/row_attention.h"
@@ -45,10 +48,17 @@ class DenseHead {
     return absl::OkStatus();
   }
 
-  // Divides by the softmax sums.
-  void Store(StepPart& part) const {
+  // Divides by the softmax sums. A query that has not seen all its rows has no approximate scores
+  // to tell their mass by: it vouches for none.
+  absl::Status Store(StepPart& part) const {
     for (int64_t query = 0; query < input_.queries; ++query) {
       const size_t first = query * input_.geometry().query_heads + head_ * group_;
+      if (const uint64_t missed = MissedRows(query); missed != 0) {
+        if (states_[query * group_].empty()) return input_.Unreadable("every row", head_, why_);
+        part.account.missed_rows += missed;
+        part.account.missed_mass = 1.0F;
+        std::fill_n(part.lse_selected.begin() + static_cast<int64_t>(first), group_, -INFINITY);
+      }
       for (size_t h = 0; h < group_; ++h) {
         const attention::SoftmaxState& state = states_[query * group_ + h];
         part.lse[first + h] = state.log_sum_exp();
@@ -58,11 +68,36 @@ class DenseHead {
     }
     part.account.host += host_;
     part.account.disk += disk_;
+    return absl::OkStatus();
+  }
+
+  // Positions that a query attended to.
+  std::vector<uint32_t> Positions(int64_t query) const {
+    std::vector<uint32_t> positions;
+    int64_t next = 0;
+    const auto add = [&](int64_t end) {
+      for (; next < end; ++next) positions.push_back(static_cast<uint32_t>(next));
+    };
+    for (const auto& [first, end] : missed_) {
+      add(std::min(first, Seen(query)));
+      next = end;
+    }
+    add(Seen(query));
+    return positions;
   }
 
  private:
+  // Rows that a query sees.
+  int64_t Seen(int64_t query) const { return input_.position + query + 1; }
+  uint64_t MissedRows(int64_t query) const {
+    int64_t count = 0;
+    for (const auto& [first, end] : missed_) {
+      count += std::max<int64_t>(0, std::min(end, Seen(query)) - first);
+    }
+    return static_cast<uint64_t>(count);
+  }
+
   absl::Status AttendBlocks(uint32_t first, uint32_t end, int64_t visible) {
-    thread_local attention::RowScratch scratch;
     const kvstore::BlockLayout& layout = input_.block();
     const auto rows_of = [&](uint32_t block) {
       return static_cast<uint32_t>(
@@ -72,22 +107,50 @@ class DenseHead {
     for (uint32_t block = first; block < end; ++block) {
       requests.push_back(input_.RowsOf(head_, block, GranulesOf(layout, rows_of(block))));
     }
-    const kvstore::Pins pins = input_.store.PinRows(requests, input_.options.deadline);
+    const kvstore::Pins pins = input_.store.PinRows(
+        requests, std::min(input_.options.deadline, input_.options.row_deadline));
     for (size_t i = 0; i < requests.size(); ++i) {
       const kvstore::PinnedExtent& extent = pins.extents()[i];
-      if (extent.missing != 0) return input_.Unreadable("rows", head_, extent.status);
       const uint32_t rows = rows_of(requests[i].index);
-      attention::AttendBlock(
-          input_.geometry().head_shape(), q_.data(), input_.queries, input_.position, extent.data,
-          int64_t{requests[i].index} * layout.block_tokens, rows, scratch, absl::MakeSpan(states_));
-      const uint64_t disk_rows = RowsIn(layout, extent.from_disk, rows);
-      const uint64_t host_bytes = (rows - disk_rows) * layout.row_bytes;
+      if (extent.missing != 0) {
+        if (input_.options.strict || absl::Now() > input_.options.deadline) {
+          return input_.Unreadable("rows", head_, extent.status);
+        }
+        why_ = extent.status;
+      }
+      AttendRuns(extent, requests[i].index, rows);
+      const uint64_t disk_rows = RowsIn(layout, extent.from_disk & ~extent.missing, rows);
+      const uint64_t host_rows = rows - disk_rows - RowsIn(layout, extent.missing, rows);
+      const uint64_t host_bytes = host_rows * layout.row_bytes;
       disk_ += {.rows = disk_rows,
                 .row_bytes = disk_rows * layout.row_bytes,
                 .physical_bytes = extent.disk_bytes};
-      host_ += {.rows = rows - disk_rows, .row_bytes = host_bytes, .physical_bytes = host_bytes};
+      host_ += {.rows = host_rows, .row_bytes = host_bytes, .physical_bytes = host_bytes};
     }
     return absl::OkStatus();
+  }
+
+  // Attends to the first `rows` rows of a block, a whole run of granules at a time, and notes those
+  // that are missing.
+  void AttendRuns(const kvstore::PinnedExtent& extent, uint32_t block, uint32_t rows) {
+    thread_local attention::RowScratch scratch;
+    const kvstore::BlockLayout& layout = input_.block();
+    const int64_t position = int64_t{block} * layout.block_tokens;
+    for (uint32_t row = 0; row < rows;) {
+      const uint64_t ahead = extent.missing >> row / layout.granule_tokens;
+      const bool missing = (ahead & 1) != 0;
+      const int run = missing ? std::countr_one(ahead) : std::countr_zero(ahead);
+      const uint32_t end = static_cast<uint32_t>(
+          std::min<uint64_t>(rows, row + uint64_t{layout.granule_tokens} * run));
+      if (missing) {
+        missed_.emplace_back(position + row, position + end);
+      } else {
+        attention::AttendBlock(input_.geometry().head_shape(), q_.data(), input_.queries,
+                               input_.position, extent.data + size_t{row} * layout.row_bytes,
+                               position + row, end - row, scratch, absl::MakeSpan(states_));
+      }
+      row = end;
+    }
   }
 
   const StepInput& input_;
@@ -99,17 +162,10 @@ class DenseHead {
   std::vector<attention::SoftmaxState> states_;
   TierRead host_;
   TierRead disk_;
+  // Positions [first, end) that could not be read, ascending, and why.
+  std::vector<std::pair<int64_t, int64_t>> missed_;
+  absl::Status why_;
 };
-
-void SelectAll(const StepInput& input, StepPart& part) {
-  for (int64_t query = 0; query < input.queries; ++query) {
-    Selection all;
-    for (int64_t p = 0; p <= input.position + query; ++p) {
-      all.positions.push_back(static_cast<uint32_t>(p));
-    }
-    part.selections.insert(part.selections.end(), input.geometry().kv_heads, all);
-  }
-}
 
 }  // namespace
 
@@ -128,9 +184,13 @@ absl::Status RunDenseStep(const StepInput& input, StepPart& part) {
   input.pool.ParallelFor(geometry.kv_heads, [&](int head) { statuses[head] = works[head].Run(); });
   for (int head = 0; head < geometry.kv_heads; ++head) {
     if (!statuses[head].ok()) return statuses[head];
-    works[head].Store(part);
+    if (absl::Status status = works[head].Store(part); !status.ok()) return status;
   }
-  if (input.options.return_selection) SelectAll(input, part);
+  for (int64_t query = 0; input.options.return_selection && query < input.queries; ++query) {
+    for (const DenseHead& work : works) {
+      part.selections.push_back({.positions = work.Positions(query), .channels = {}});
+    }
+  }
   part.account.stages.attend += absl::Now() - start;
   return absl::OkStatus();
 }

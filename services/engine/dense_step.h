@@ -9,8 +9,10 @@
 
 namespace terrace::engine {
 
-// Fills a kPartial part; adds what was read to its account. DataLoss, Unavailable or
-// DeadlineExceeded when a row cannot be read: dense attention leaves nothing out.
+// Fills a kPartial part; adds what was read to its account. A row that cannot be read fails the
+// step if it is strict, or if a query is left without any: DataLoss, Unavailable or
+// DeadlineExceeded. Otherwise it is left out; without approximate scores its mass is not known, so
+// that the account claims the least: alpha 0 for the queries that miss it, missed mass 1.
 absl::Status RunDenseStep(const StepInput& input, StepPart& part)
     ABSL_SHARED_LOCKS_REQUIRED(input.sequence.gate);
 

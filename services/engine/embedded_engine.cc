@@ -9,7 +9,6 @@
 #include "services/engine/cell_mask.h"
 #include "services/engine/error.h"
 #include "services/engine/handle.h"
-#include "services/engine/sequence_gate.h"
 
 namespace terrace::engine {
 namespace {
@@ -56,15 +55,20 @@ absl::StatusOr<std::unique_ptr<EmbeddedEngine>> EmbeddedEngine::Open(
   absl::StatusOr<std::unique_ptr<kvstore::BlockStore>> store =
       kvstore::BlockStore::Open(options.store);
   if (!store.ok()) return store.status();
+  return OpenOn(options, *std::move(store));
+}
+
+std::unique_ptr<EmbeddedEngine> EmbeddedEngine::OpenOn(const EmbeddedOptions& options,
+                                                       std::unique_ptr<kvstore::BlockStore> store) {
   auto engine = std::unique_ptr<EmbeddedEngine>(new EmbeddedEngine(options));
-  engine->store_ = *std::move(store);
+  engine->store_ = std::move(store);
   engine->Recover();
   return engine;
 }
 
 absl::StatusOr<std::shared_ptr<Sequence>> EmbeddedEngine::Find(const Caller& caller,
                                                                absl::string_view handle) const {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   if (const auto damaged = damaged_.find(handle); damaged != damaged_.end()) {
     return damaged->second;
   }
@@ -76,7 +80,7 @@ absl::StatusOr<std::shared_ptr<Sequence>> EmbeddedEngine::Find(const Caller& cal
 }
 
 absl::Status EmbeddedEngine::AddSequence(std::shared_ptr<Sequence> sequence) {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   if (static_cast<int64_t>(sequences_.size()) >= options_.limits.max_sequences) {
     return LimitExceeded(
         absl::StrCat("sequences: got one more than the limit of ", options_.limits.max_sequences));
@@ -116,11 +120,11 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Create(const Caller& caller,
   if (!segment.ok()) return segment.status();
   auto sequence =
       std::make_shared<Sequence>(NewHandle(options_.store.shard), std::move(layout), record);
-  const absl::ReaderMutexLock gate(&sequence->gate);
+  const SharedHold gate(sequence->gate, absl::InfiniteFuture());
   sequence->ranges.push_back({*segment, 0, kvstore::kOpenEnd});
   if (absl::Status status = AddSequence(sequence); !status.ok()) return status;
   if (absl::Status status = store_->CommitManifest(sequence->MakeManifest()); !status.ok()) {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     sequences_.erase(sequence->handle);
     return status;
   }
@@ -134,7 +138,7 @@ absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, 
   const auto rows = static_cast<uint32_t>(length % layout.block_tokens);
   if (rows == 0) return absl::OkStatus();
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {
-    if (absl::Status status = store_->Reserve(to, layer, block, block + 1, RoomDeadline(deadline));
+    if (absl::Status status = store_->Reserve(to, layer, block, block + 1, deadline);
         !status.ok()) {
       return absl::IsResourceExhausted(status) ? NoRoom(status.message()) : status;
     }
@@ -158,6 +162,10 @@ absl::StatusOr<std::vector<kvstore::SegmentRange>> EmbeddedEngine::Branch(Sequen
                                                                           int64_t length,
                                                                           absl::Time deadline) {
   const auto block = static_cast<uint32_t>(length / sequence.block_tokens());
+  for (int layer = 0; layer < sequence.spec.geometry.layers; ++layer) {
+    absl::Status status = RestoreTail(sequence, layer, length, deadline);
+    if (!status.ok()) return status;
+  }
   absl::StatusOr<kvstore::SegmentRef> segment = NewSegment(sequence.layout, block, false);
   if (!segment.ok()) return segment.status();
   if (absl::Status status = CopyTail(sequence, **segment, length, deadline); !status.ok()) {
@@ -173,8 +181,8 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Fork(const Caller& caller, absl::st
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& parent = **found;
-  const SharedGate gate(parent, caller.deadline);
-  if (!gate.held()) return absl::DeadlineExceededError("fork: the sequence was busy");
+  const SharedHold gate(parent.gate, caller.deadline);
+  if (!gate.held()) return NotBegun("fork");
   if (parent.deleted) return SequenceNotFound(handle);
   if (absl::Status status = parent.CheckFingerprint(fingerprint); !status.ok()) {
     return status;
@@ -183,22 +191,18 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Fork(const Caller& caller, absl::st
     return absl::OutOfRangeError(absl::StrCat("fork position: got ", position,
                                               ", expected at most the length ", parent.length()));
   }
-  {
-    const absl::MutexLock writer(&parent.writer);
-    if (absl::Status status = RestoreTail(parent, caller.deadline); !status.ok()) return status;
-  }
   absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges =
       Branch(parent, position, caller.deadline);
   if (!ranges.ok()) return ranges.status();
   const SequenceRecord record = {
       .tenant = parent.tenant, .spec = parent.spec, .writer_epoch = 1, .created = absl::Now()};
   auto child = std::make_shared<Sequence>(NewHandle(options_.store.shard), parent.layout, record);
-  const absl::ReaderMutexLock child_gate(&child->gate);
+  const SharedHold child_gate(child->gate, absl::InfiniteFuture());
   child->ranges = *std::move(ranges);
   for (std::atomic<int64_t>& length : child->layer_length) length = position;
   if (absl::Status status = AddSequence(child); !status.ok()) return status;
   if (absl::Status status = store_->CommitManifest(child->MakeManifest()); !status.ok()) {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     sequences_.erase(child->handle);
     return status;
   }
@@ -210,7 +214,8 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Resume(const Caller& caller, absl::
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const absl::WriterMutexLock gate(&sequence.gate);
+  const SoleHold gate(sequence.gate, caller.deadline);
+  if (!gate.held()) return NotBegun("resume");
   if (sequence.deleted) return SequenceNotFound(handle);
   if (absl::Status status = sequence.CheckFingerprint(fingerprint); !status.ok()) {
     return status;
@@ -227,19 +232,10 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Resume(const Caller& caller, absl::
 absl::StatusOr<SequenceInfo> EmbeddedEngine::Get(const Caller& caller, absl::string_view handle) {
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
-  const absl::ReaderMutexLock gate(&(*found)->gate);
+  const SharedHold gate((*found)->gate, caller.deadline);
+  if (!gate.held()) return NotBegun("get");
   if ((*found)->deleted) return SequenceNotFound(handle);
   return (*found)->Info(*store_);
-}
-
-absl::Status EmbeddedEngine::RestoreTail(Sequence& sequence, absl::Time deadline) {
-  if (!sequence.tail_on_disk) return absl::OkStatus();
-  if (absl::Status status = store_->RestoreTail(sequence.open_segment(), RoomDeadline(deadline));
-      !status.ok()) {
-    return status;
-  }
-  sequence.tail_on_disk = false;
-  return absl::OkStatus();
 }
 
 absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
@@ -248,7 +244,8 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const absl::WriterMutexLock gate(&sequence.gate);
+  const SoleHold gate(sequence.gate, caller.deadline);
+  if (!gate.held()) return NotBegun("truncate");
   if (sequence.deleted) return SequenceNotFound(handle);
   if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
   if (length < 0 || length > sequence.length()) {
@@ -262,32 +259,53 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
   return sequence.Info(*store_);
 }
 
+absl::Status EmbeddedEngine::KeepDurable(Sequence& sequence, kvstore::Segment& to, int64_t length,
+                                         absl::Time deadline) {
+  const int64_t copied = length / sequence.block_tokens() * sequence.block_tokens();
+  std::vector<uint32_t> tail_rows;
+  bool any = false;
+  for (int layer = 0; layer < sequence.spec.geometry.layers; ++layer) {
+    const int64_t durable = std::min(length, sequence.DurableLayerLength(*store_, layer));
+    tail_rows.push_back(static_cast<uint32_t>(std::max<int64_t>(0, durable - copied)));
+    any = any || tail_rows.back() != 0;
+  }
+  return any ? store_->WriteTail(to, tail_rows, deadline) : absl::OkStatus();
+}
+
 absl::Status EmbeddedEngine::TruncateLocked(Sequence& sequence, int64_t length,
                                             absl::Time deadline) {
-  const absl::MutexLock writer(&sequence.writer);
-  if (absl::Status status = RestoreTail(sequence, deadline); !status.ok()) return status;
   const int64_t block_tokens = sequence.block_tokens();
-  const int64_t end_block = length / block_tokens;
+  const auto end_block = static_cast<uint32_t>(length / block_tokens);
   int64_t longest = 0;
   for (const std::atomic<int64_t>& held : sequence.layer_length) {
     longest = std::max(longest, held.load());
   }
-  if (longest == length) return absl::OkStatus();
-  if (longest / block_tokens > end_block) {
+  // The open segment is beyond the cut only after a restart that did not find an earlier one whole.
+  const bool branches =
+      longest / block_tokens > end_block || sequence.ranges.back().first_block > end_block;
+  if (longest == length && !branches) return absl::OkStatus();
+  if (branches) {
     // A sealed block is cut: blocks are immutable (I2), so writing goes on in a new segment.
     absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges = Branch(sequence, length, deadline);
     if (!ranges.ok()) return ranges.status();
+    absl::Status status = KeepDurable(sequence, *ranges->back().segment, length, deadline);
+    if (!status.ok()) return status;
     std::swap(sequence.ranges, *ranges);
-    if (absl::Status status = store_->CommitManifest(sequence.MakeManifest()); !status.ok()) {
+    status = store_->CommitManifest(sequence.MakeManifest());
+    if (!status.ok()) {
       std::swap(sequence.ranges, *ranges);
       return status;
     }
-  } else if (absl::Status status = store_->DropTail(sequence.open_segment()); !status.ok()) {
+    for (std::atomic<bool>& on_disk : sequence.tail_on_disk) on_disk = false;
+  } else if (absl::Status status =
+                 store_->CutTail(sequence.open_segment(), end_block,
+                                 static_cast<uint32_t>(length % block_tokens), deadline);
+             !status.ok()) {
     return status;
   }
   for (std::atomic<int64_t>& held : sequence.layer_length) held = length;
   ++sequence.generation;
-  const absl::MutexLock sums(&sequence.sums_mu);
+  const kvstore::MutexLock sums(sequence.sums_mu);
   for (PrefixSum& prefix : sequence.prefix_sums) {
     if (prefix.blocks > end_block) prefix = PrefixSum();
   }
@@ -298,16 +316,20 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Flush(const Caller& caller, absl::s
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const SharedGate gate(sequence, caller.deadline);
-  if (!gate.held()) return absl::DeadlineExceededError("flush: the sequence was busy");
+  const SharedHold gate(sequence.gate, caller.deadline);
+  if (!gate.held()) return NotBegun("flush");
   if (sequence.deleted) return SequenceNotFound(handle);
   if (absl::Status status = FlushLocked(sequence, caller.deadline); !status.ok()) return status;
   return sequence.Info(*store_);
 }
 
 absl::Status EmbeddedEngine::FlushLocked(Sequence& sequence, absl::Time deadline) {
-  const absl::MutexLock writer(&sequence.writer);
-  if (absl::Status status = RestoreTail(sequence, deadline); !status.ok()) return status;
+  const SoleHold writer(sequence.writer, deadline);
+  if (!writer.held()) return NotBegun("flush");
+  for (int layer = 0; layer < sequence.spec.geometry.layers; ++layer) {
+    absl::Status status = RestoreTailLocked(sequence, layer, INT64_MAX, deadline);
+    if (!status.ok()) return status;
+  }
   for (size_t i = 0; i + 1 < sequence.ranges.size(); ++i) {
     absl::Status status = store_->Flush(*sequence.ranges[i].segment, {}, deadline);
     if (!status.ok()) return status;
@@ -321,7 +343,7 @@ absl::Status EmbeddedEngine::FlushLocked(Sequence& sequence, absl::Time deadline
 
 absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view handle) {
   {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     if (const auto damaged = damaged_.find(handle); damaged != damaged_.end()) {
       if (absl::Status status = store_->DeleteManifest(damaged->first); !status.ok()) {
         return status;
@@ -333,12 +355,13 @@ absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view hand
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const absl::WriterMutexLock gate(&sequence.gate);
+  const SoleHold gate(sequence.gate, caller.deadline);
+  if (!gate.held()) return NotBegun("delete");
   if (sequence.deleted) return SequenceNotFound(handle);
   if (absl::Status status = store_->DeleteManifest(sequence.handle); !status.ok()) return status;
   sequence.deleted = true;
   sequence.ranges.clear();
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   sequences_.erase(sequence.handle);
   return absl::OkStatus();
 }

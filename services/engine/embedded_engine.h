@@ -12,8 +12,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "kvstore/block_store.h"
+#include "kvstore/mutex.h"
 #include "services/engine/appender.h"
 #include "services/engine/kv_engine.h"
 #include "services/engine/sequence.h"
@@ -42,6 +42,10 @@ class EmbeddedEngine final : public KvEngine {
  public:
   // Opens the store and brings back what was durable. The errors of BlockStore::Open.
   static absl::StatusOr<std::unique_ptr<EmbeddedEngine>> Open(const EmbeddedOptions& options);
+  // The same over a store that is open, with faults for tests. Requires: `options` are valid, and
+  // options.store are those of the store.
+  static std::unique_ptr<EmbeddedEngine> OpenOn(const EmbeddedOptions& options,
+                                                std::unique_ptr<kvstore::BlockStore> store);
 
   absl::StatusOr<SequenceInfo> Create(const Caller& caller, const SequenceSpec& spec) override;
   absl::StatusOr<SequenceInfo> Fork(const Caller& caller, absl::string_view handle,
@@ -79,13 +83,13 @@ class EmbeddedEngine final : public KvEngine {
 
   // What the start could not bring back, a message each.
   std::vector<std::string> damaged() const {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     std::vector<std::string> messages;
     for (const auto& [handle, why] : damaged_) messages.emplace_back(why.message());
     return messages;
   }
   size_t sequence_count() const {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     return sequences_.size();
   }
   uint16_t shard() const { return options_.store.shard; }
@@ -110,6 +114,10 @@ class EmbeddedEngine final : public KvEngine {
                                                             absl::Time deadline);
   absl::Status CopyTail(Sequence& sequence, kvstore::Segment& to, int64_t length,
                         absl::Time deadline);
+  // Writes the rows in `to` that were copied from durable ones, so that the truncate to `length`
+  // leaves them durable. The caller holds the gate.
+  absl::Status KeepDurable(Sequence& sequence, kvstore::Segment& to, int64_t length,
+                           absl::Time deadline);
   absl::Status TruncateLocked(Sequence& sequence, int64_t length, absl::Time deadline);
   absl::Status FlushLocked(Sequence& sequence, absl::Time deadline);
   absl::Status AppendLocked(Sequence& sequence, uint64_t writer_epoch, const AppendRows& rows,
@@ -120,14 +128,18 @@ class EmbeddedEngine final : public KvEngine {
   absl::Status RunLocked(Sequence& sequence, int layer, const StepRequest& request,
                          const StepTensors& tensors, const StepOptions& options, PartForm form,
                          const HeldRows& held, StepPart& part);
-  absl::Status RestoreTail(Sequence& sequence, absl::Time deadline);
+  // Brings flushed rows of a layer back after a restart if some below `end` are needed. The caller
+  // holds the gate, and not the writer. DataLoss when they are corrupt, naming their positions.
+  absl::Status RestoreTail(Sequence& sequence, int layer, int64_t end, absl::Time deadline);
+  // The same when the caller holds the writer too.
+  absl::Status RestoreTailLocked(Sequence& sequence, int layer, int64_t end, absl::Time deadline);
   SequenceSummary Summarize(Sequence& sequence, std::vector<LayerResidency>* layers);
 
   const EmbeddedOptions options_;
   std::unique_ptr<kvstore::BlockStore> store_;
   std::unique_ptr<WorkPool> pool_;
 
-  mutable absl::Mutex mu_;
+  mutable kvstore::Mutex mu_;
   std::map<std::string, std::shared_ptr<Sequence>, std::less<>> sequences_ ABSL_GUARDED_BY(mu_);
   // Sequences that a start could not bring back, and why: DataLoss until they are deleted.
   std::map<std::string, absl::Status, std::less<>> damaged_ ABSL_GUARDED_BY(mu_);

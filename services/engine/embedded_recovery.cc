@@ -4,14 +4,35 @@
 
 #include "absl/strings/str_cat.h"
 #include "services/engine/embedded_engine.h"
+#include "services/engine/error.h"
 
 namespace terrace::engine {
+namespace {
+
+// DataLoss unless all segments hold blocks of that sequence: its record may be another's.
+absl::Status CheckLayouts(const kvstore::BlockStore& store, const SequenceSpec& spec,
+                          const kvstore::Manifest& manifest) {
+  if (manifest.ranges.empty()) return absl::DataLossError("its manifest names no segment");
+  const kvstore::BlockLayout& first = store.layout(*manifest.ranges.front().segment);
+  const auto block_tokens = static_cast<int>(first.block_tokens);
+  const kvstore::BlockLayout expected =
+      SequenceLayout::Make(spec, block_tokens, block_tokens * static_cast<int>(first.stripe_blocks))
+          .block;
+  bool fits = expected.layers == first.layers && expected.heads == first.heads &&
+              expected.row_bytes == first.row_bytes && expected.planes == first.planes;
+  for (const kvstore::SegmentRange& range : manifest.ranges) {
+    fits = fits && store.layout(*range.segment) == first;
+  }
+  return fits ? absl::OkStatus() : absl::DataLossError("its segments hold other blocks than it");
+}
+
+}  // namespace
 
 void EmbeddedEngine::Recover() {
   for (const kvstore::Manifest& manifest : store_->TakeRecovered()) {
     const absl::Status status = RecoverOne(manifest);
     if (status.ok()) continue;
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     sequences_.erase(manifest.name);
     damaged_.emplace(manifest.name, absl::DataLossError(absl::StrCat(
                                         "sequence ", manifest.name,
@@ -22,11 +43,13 @@ void EmbeddedEngine::Recover() {
 absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest) {
   absl::StatusOr<SequenceRecord> record = DecodeRecord(manifest.attributes);
   if (!record.ok()) return record.status();
-  if (manifest.ranges.empty()) return absl::DataLossError("its manifest names no segment");
+  if (absl::Status status = CheckLayouts(*store_, record->spec, manifest); !status.ok()) {
+    return status;
+  }
   const kvstore::BlockLayout& block = store_->layout(*manifest.ranges.front().segment);
   auto sequence = std::make_shared<Sequence>(
       manifest.name, SequenceLayout::FromBlock(record->spec, block), *record);
-  const absl::WriterMutexLock gate(&sequence->gate);
+  const SoleHold gate(sequence->gate, absl::InfiniteFuture());
   sequence->ranges = manifest.ranges;
   for (std::atomic<int64_t>& length : sequence->layer_length) length = INT64_MAX;
   std::vector<int64_t> durable;
@@ -34,40 +57,50 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest) {
     durable.push_back(sequence->DurableLayerLength(*store_, layer));
   }
   const int64_t shortest = *std::min_element(durable.begin(), durable.end());
-  const int64_t longest = *std::max_element(durable.begin(), durable.end());
   for (size_t layer = 0; layer < durable.size(); ++layer) {
     sequence->layer_length[layer] = durable[layer];
+    sequence->tail_on_disk[layer] = durable[layer] % sequence->block_tokens() != 0;
   }
   {
-    const absl::MutexLock writer(&sequence->writer);
-    sequence->tail_on_disk =
-        longest % sequence->block_tokens() != 0 || shortest % sequence->block_tokens() != 0;
-  }
-  {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     sequences_.emplace(sequence->handle, sequence);
   }
   // Layers that got further than others are cut back, and so is a sequence that goes on in a
   // segment although an earlier one is not all there.
   const bool gap =
       shortest < int64_t{sequence->ranges.back().first_block} * sequence->block_tokens();
-  if (longest == shortest && !gap) return absl::OkStatus();
-  if (gap) {
-    const absl::MutexLock writer(&sequence->writer);
-    absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges =
-        Branch(*sequence, shortest, absl::InfiniteFuture());
-    if (!ranges.ok()) return ranges.status();
-    sequence->ranges = *std::move(ranges);
-    for (std::atomic<int64_t>& length : sequence->layer_length) length = shortest;
-    return store_->CommitManifest(sequence->MakeManifest());
+  absl::Status status = TruncateLocked(*sequence, shortest, absl::InfiniteFuture());
+  // A cut that would need flushed rows that are corrupt waits until somebody makes one that does
+  // not: rows below them are served. But not while those rows lie in a segment that another
+  // sequence may go on writing.
+  if (absl::IsDataLoss(status) && !gap) return absl::OkStatus();
+  return status;
+}
+
+absl::Status EmbeddedEngine::RestoreTail(Sequence& sequence, int layer, int64_t end,
+                                         absl::Time deadline) {
+  // Steps that only read, and do so all the time, must not wait for a writer in vain.
+  if (!sequence.NeedsTail(layer, end)) return absl::OkStatus();
+  const SoleHold writer(sequence.writer, deadline);
+  if (!writer.held()) return NotBegun("reading flushed rows");
+  return RestoreTailLocked(sequence, layer, end, deadline);
+}
+
+absl::Status EmbeddedEngine::RestoreTailLocked(Sequence& sequence, int layer, int64_t end,
+                                               absl::Time deadline) {
+  if (!sequence.NeedsTail(layer, end)) return absl::OkStatus();
+  const int64_t length = sequence.layer_length[layer].load();
+  const auto block = static_cast<uint32_t>(length / sequence.block_tokens());
+  const absl::Status status =
+      store_->RestoreTail(*sequence.RangeOf(block).segment, static_cast<uint16_t>(layer), deadline);
+  if (absl::IsDataLoss(status)) {
+    return absl::DataLossError(absl::StrCat("layer ", layer, ", positions [",
+                                            int64_t{block} * sequence.block_tokens(), ", ", length,
+                                            "): ", status.message()));
   }
-  if (absl::Status status = TruncateLocked(*sequence, shortest, absl::InfiniteFuture());
-      !status.ok()) {
-    return status;
-  }
-  // What was acknowledged as durable stays so in the new segment.
-  return shortest % sequence->block_tokens() == 0 ? absl::OkStatus()
-                                                  : FlushLocked(*sequence, absl::InfiniteFuture());
+  if (absl::IsResourceExhausted(status)) return NoRoom(status.message());
+  if (status.ok()) sequence.tail_on_disk[layer] = false;
+  return status;
 }
 
 }  // namespace terrace::engine

@@ -45,7 +45,7 @@ SequenceSummary EmbeddedEngine::Summarize(Sequence& sequence, std::vector<LayerR
 
 std::shared_ptr<Sequence> EmbeddedEngine::NextSequence(absl::string_view tenant,
                                                        absl::string_view after) const {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   for (auto it = sequences_.upper_bound(after); it != sequences_.end(); ++it) {
     if (tenant.empty() || it->second->tenant == tenant) return it->second;
   }
@@ -61,7 +61,7 @@ absl::StatusOr<std::vector<SequenceSummary>> EmbeddedEngine::ListSequences(absl:
     const std::shared_ptr<Sequence> sequence = NextSequence(tenant, last);
     if (sequence == nullptr) break;
     last = sequence->handle;
-    const absl::ReaderMutexLock gate(&sequence->gate);
+    const SharedHold gate(sequence->gate, absl::InfiniteFuture());
     // One that is deleted meanwhile makes no page short: a short page is the last.
     if (!sequence->deleted) summaries.push_back(Summarize(*sequence, nullptr));
   }
@@ -71,12 +71,12 @@ absl::StatusOr<std::vector<SequenceSummary>> EmbeddedEngine::ListSequences(absl:
 absl::StatusOr<SequenceDescription> EmbeddedEngine::Describe(absl::string_view handle) {
   std::shared_ptr<Sequence> sequence;
   {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     const auto found = sequences_.find(handle);
     if (found == sequences_.end()) return SequenceNotFound(handle);
     sequence = found->second;
   }
-  const absl::ReaderMutexLock gate(&sequence->gate);
+  const SharedHold gate(sequence->gate, absl::InfiniteFuture());
   if (sequence->deleted) return SequenceNotFound(handle);
   SequenceDescription description;
   description.summary = Summarize(*sequence, &description.layers);
@@ -96,15 +96,12 @@ absl::StatusOr<std::vector<std::byte>> EmbeddedEngine::ReadRows(
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const absl::ReaderMutexLock gate(&sequence.gate);
+  const SharedHold gate(sequence.gate, caller.deadline);
+  if (!gate.held()) return NotBegun("read");
   if (sequence.deleted) return SequenceNotFound(handle);
   const Geometry& geometry = sequence.spec.geometry;
   if (layer < 0 || layer >= geometry.layers || head < 0 || head >= geometry.kv_heads) {
     return absl::OutOfRangeError("layer or kv_head beyond the sequence's geometry");
-  }
-  {
-    const absl::MutexLock writer(&sequence.writer);
-    if (absl::Status status = RestoreTail(sequence, caller.deadline); !status.ok()) return status;
   }
   const kvstore::BlockLayout& layout = sequence.layout.block;
   const int64_t length = sequence.layer_length[layer].load();
@@ -120,6 +117,10 @@ absl::StatusOr<std::vector<std::byte>> EmbeddedEngine::ReadRows(
                           .head = static_cast<uint16_t>(head),
                           .index = block,
                           .cells = 0});
+    }
+    if (absl::Status status = RestoreTail(sequence, layer, int64_t{position} + 1, caller.deadline);
+        !status.ok()) {
+      return status;
     }
     requests.back().cells |= uint64_t{1} << position % layout.block_tokens / layout.granule_tokens;
   }

@@ -6,14 +6,14 @@
 #include "services/engine/dense_step.h"
 #include "services/engine/embedded_engine.h"
 #include "services/engine/error.h"
-#include "services/engine/sequence_gate.h"
 #include "services/engine/sparq_step.h"
 
 namespace terrace::engine {
 
 absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, uint64_t writer_epoch,
                                           const AppendRows& rows, absl::Time deadline) {
-  const absl::MutexLock writer(&sequence.writer);
+  const SoleHold writer(sequence.writer, deadline);
+  if (!writer.held()) return NotBegun("append");
   if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
   const int64_t tokens_max = options_.limits.max_sequence_tokens;
   if (rows.position < 0 || rows.position > tokens_max - rows.rows) {
@@ -21,7 +21,11 @@ absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, uint64_t writer_ep
                                       " rows, expected a sequence of at most ", tokens_max,
                                       " tokens"));
   }
-  if (absl::Status status = RestoreTail(sequence, deadline); !status.ok()) return status;
+  if (absl::Status status =
+          RestoreTailLocked(sequence, rows.layer, rows.position + rows.rows, deadline);
+      !status.ok()) {
+    return status;
+  }
   return Appender(*store_, *pool_, sequence).Append(rows, deadline);
 }
 
@@ -40,10 +44,8 @@ absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const Appen
     status = ReadTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim, &v);
   }
   if (!status.ok()) return status;
-  const SharedGate gate(sequence, caller.deadline);
-  if (!gate.held() || absl::Now() > caller.deadline) {
-    return absl::DeadlineExceededError("append: its deadline passed before it began");
-  }
+  const SharedHold gate(sequence.gate, caller.deadline);
+  if (!gate.held()) return NotBegun("append");
   if (sequence.deleted) return SequenceNotFound(request.handle);
   status = AppendLocked(sequence, request.writer_epoch,
                         {.layer = request.layer,
@@ -88,10 +90,8 @@ StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequ
     if (!tensors.ok()) return tensors.status();
     StepOptions limits = options;
     limits.deadline = std::min(caller.deadline, options.deadline);
-    const SharedGate gate(sequence, limits.deadline);
-    if (!gate.held() || absl::Now() > limits.deadline) {
-      return absl::DeadlineExceededError("step: its deadline passed before it began");
-    }
+    const SharedHold gate(sequence.gate, limits.deadline);
+    if (!gate.held()) return NotBegun("step");
     if (sequence.deleted) return SequenceNotFound(request.handle);
     sequence.Touch();
     return RunLocked(sequence, layer, request, *tensors, limits, form, held, part);
@@ -135,9 +135,6 @@ absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const Step
                            .v = tensors.v.data()},
                           options.deadline);
     part.appended = status.ok();
-  } else {
-    const absl::MutexLock writer(&sequence.writer);
-    status = RestoreTail(sequence, options.deadline);
   }
   part.layer_length = sequence.layer_length[layer].load();
   if (!status.ok()) return status;
@@ -146,6 +143,8 @@ absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const Step
                                               tensors.queries, " queries, expected at most ",
                                               part.layer_length, " rows of layer ", layer));
   }
+  status = RestoreTail(sequence, layer, request.position + tensors.queries, options.deadline);
+  if (!status.ok()) return status;
   if (absl::Status fits = CheckAnswer(sequence, request, tensors.queries, options, form);
       !fits.ok()) {
     return fits;

@@ -76,6 +76,10 @@ absl::Status FingerprintMismatch(absl::string_view got, absl::string_view expect
        .retry_delay = std::nullopt});
 }
 
+absl::Status NotBegun(absl::string_view verb) {
+  return absl::DeadlineExceededError(absl::StrCat(verb, ": its deadline passed before it began"));
+}
+
 absl::Status NoRoom(absl::string_view what) {
   return WithDetail(absl::ResourceExhaustedError(what),
                     {.reason = "NO_ROOM", .metadata = {}, .retry_delay = kRetryDelay});

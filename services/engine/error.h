@@ -33,6 +33,8 @@ absl::Status PositionGap(int layer, int64_t got, int64_t expected);
 absl::Status PositionConflict(int layer, int64_t position);
 absl::Status EpochStale(uint64_t got, uint64_t expected);
 absl::Status FingerprintMismatch(absl::string_view got, absl::string_view expected);
+// DeadlineExceeded: nothing was changed.
+absl::Status NotBegun(absl::string_view verb);
 // ResourceExhausted, to be retried after a moment.
 absl::Status NoRoom(absl::string_view what);
 absl::Status LimitExceeded(absl::string_view what);

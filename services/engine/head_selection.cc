@@ -93,7 +93,7 @@ void HeadSelection::SumValues() {
   const auto blocks = static_cast<uint32_t>(visible_ / input_.block().block_tokens);
   {
     Sequence& sequence = input_.sequence;
-    const absl::MutexLock lock(&sequence.sums_mu);
+    const kvstore::MutexLock lock(sequence.sums_mu);
     PrefixSum& cached = sequence.prefix_sums[input_.layer * geometry.kv_heads + head_];
     PrefixSum fresh;
     PrefixSum& prefix = cached.blocks <= blocks ? cached : fresh;

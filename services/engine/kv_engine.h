@@ -80,6 +80,9 @@ class KvEngine {
   virtual absl::StatusOr<std::vector<SequenceSummary>> ListSequences(absl::string_view tenant,
                                                                      absl::string_view after,
                                                                      int limit) = 0;
+  // What the two lists left out: an error for each store that did not answer, naming it. None when
+  // the tiers are in this process.
+  virtual std::vector<absl::Status> Unreachable() { return {}; }
   virtual absl::StatusOr<SequenceDescription> Describe(absl::string_view handle) = 0;
 
   virtual Limits limits() const = 0;

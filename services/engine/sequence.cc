@@ -18,6 +18,7 @@ Sequence::Sequence(std::string handle_in, SequenceLayout layout_in, const Sequen
       created(record.created),
       epoch(record.writer_epoch),
       layer_length(record.spec.geometry.layers),
+      tail_on_disk(record.spec.geometry.layers),
       generation((uint64_t{std::random_device{}()} << 32) | 1),
       prefix_sums(static_cast<size_t>(record.spec.geometry.layers) *
                   record.spec.geometry.kv_heads) {
@@ -67,9 +68,8 @@ int64_t Sequence::DurableLayerLength(const kvstore::BlockStore& store, int layer
     const kvstore::DurableExtent extent =
         store.Durable(*range.segment, static_cast<uint16_t>(layer));
     if (extent.end_block < range.end_block) {
-      const int64_t blocks = std::max(extent.end_block, range.first_block);
-      const bool open = range.end_block == kvstore::kOpenEnd;
-      durable = blocks * block_tokens() + (open ? extent.tail_rows : 0);
+      // Not only an open range has a tail: the block may have been sealed since.
+      durable = int64_t{extent.end_block} * block_tokens() + extent.tail_rows;
       break;
     }
     durable = int64_t{range.end_block} * block_tokens();

@@ -11,9 +11,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kvstore/block_store.h"
+#include "kvstore/mutex.h"
+#include "services/engine/sequence_gate.h"
 #include "services/engine/sequence_info.h"
 #include "services/engine/sequence_layout.h"
 #include "services/engine/sequence_record.h"
@@ -38,18 +39,18 @@ struct Sequence {
   SequenceSpec spec;
   absl::Time created;
 
-  absl::Mutex gate ABSL_ACQUIRED_BEFORE(writer);
-  absl::Mutex writer ABSL_ACQUIRED_BEFORE(sums_mu);
-  absl::Mutex sums_mu;
+  SequenceGate gate ABSL_ACQUIRED_BEFORE(writer);
+  SequenceGate writer ABSL_ACQUIRED_BEFORE(sums_mu);
+  kvstore::Mutex sums_mu;
 
   uint64_t epoch ABSL_GUARDED_BY(gate) = 0;
   std::vector<kvstore::SegmentRange> ranges ABSL_GUARDED_BY(gate);
   bool deleted ABSL_GUARDED_BY(gate) = false;
-  // Rows that a flush wrote before a restart are not in memory yet.
-  bool tail_on_disk ABSL_GUARDED_BY(writer) = false;
-
   // [layers]. Grow under `writer`, shrink under the exclusive gate.
   std::vector<std::atomic<int64_t>> layer_length;
+  // [layers]. The rows of the open block were flushed before a restart and are not in memory yet;
+  // no row of the layer has been written since. Cleared under `writer` or the exclusive gate.
+  std::vector<std::atomic<bool>> tail_on_disk;
   std::atomic<int64_t> last_used_us{0};
   // Changes whenever rows that stood may have become others: each truncate, each start.
   std::atomic<uint64_t> generation;
@@ -62,6 +63,10 @@ struct Sequence {
   // Tokens held in every layer.
   int64_t length() const;
   uint32_t block_tokens() const { return layout.block.block_tokens; }
+  // Whether rows of a layer below `end` are among those of tail_on_disk.
+  bool NeedsTail(int layer, int64_t end) const {
+    return tail_on_disk[layer] && end > layer_length[layer] / block_tokens() * block_tokens();
+  }
   void Touch() { last_used_us = absl::ToUnixMicros(absl::Now()); }
 
   // FailedPrecondition unless `got` is empty or the sequence's.

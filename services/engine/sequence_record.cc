@@ -80,6 +80,11 @@ absl::StatusOr<SequenceRecord> DecodeRecord(absl::string_view text) {
   if (absl::Status status = record.spec.geometry.Validate(); !status.ok()) {
     return absl::DataLossError(absl::StrCat("sequence record: ", status.message()));
   }
+  if (record.spec.index_format != attention::IndexFormat::kExact &&
+      record.spec.index_format != attention::IndexFormat::kInt8) {
+    return absl::DataLossError(
+        absl::StrCat("sequence record: unknown index format ", json["index_format"].dump()));
+  }
   return record;
 }
 

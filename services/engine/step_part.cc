@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "attention/row_attention.h"
 #include "attention/softmax_state.h"
 
@@ -41,6 +42,28 @@ void AttendRowsOf(StepPart& part, const float* q, absl::Span<const std::byte* co
   part.form = PartForm::kPartial;
 }
 
+namespace {
+
+// Outputs are sums of values under weights of at most 1, so that only logits, or values near the
+// end of the range, overflow.
+absl::Status CheckFinite(const StepPart& part) {
+  const Geometry& geometry = part.geometry;
+  const size_t dim = geometry.head_dim;
+  for (size_t h = 0; h < part.lse_all.size(); ++h) {
+    const float* output = part.output.data() + h * dim;
+    const bool finite = std::isfinite(part.lse_all[h]) && !std::isnan(part.lse_selected[h]) &&
+                        std::all_of(output, output + dim, [](float x) { return std::isfinite(x); });
+    if (finite) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("q: got query ", h / geometry.query_heads, ", head ", h % geometry.query_heads,
+                     " out of range: its attention over the keys and values that stand is not "
+                     "finite in fp32, expected smaller magnitudes"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 StepResult Finish(StepPart part, bool return_selection) {
   StepResult result;
   result.status = std::move(part.status);
@@ -64,6 +87,11 @@ StepResult Finish(StepPart part, bool return_selection) {
                               part.mean_sum.data() + h / group * dim, part.mean_rows[h / group],
                               output, output);
     }
+  }
+  result.status = CheckFinite(part);
+  if (!result.status.ok()) {
+    result.account.alpha.clear();
+    return result;
   }
   result.output = std::move(part.output);
   if (return_selection) result.selections = std::move(part.selections);

@@ -58,6 +58,7 @@ void AttendGroup(const Geometry& geometry, const float* q, absl::Span<const std:
 void AttendRowsOf(StepPart& part, const float* q, absl::Span<const std::byte* const> rows);
 
 // Mixes the value mean in and derives alpha. Selections stay when `return_selection`.
+// InvalidArgument, naming q, when finite inputs were so large that what came of them is not.
 // Requires: part.form is kPartial.
 StepResult Finish(StepPart part, bool return_selection);
 

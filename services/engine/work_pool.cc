@@ -19,16 +19,14 @@ class WorkPool::Batch {
       ++finished;
     }
     if (finished == 0) return;
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     done_ += finished;
+    if (done_ == count_) all_done_.NotifyAll();
   }
 
   void Wait() {
-    const absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(
-        +[](Batch* batch)
-             ABSL_EXCLUSIVE_LOCKS_REQUIRED(batch->mu_) { return batch->done_ == batch->count_; },
-        this));
+    const kvstore::MutexLock lock(mu_);
+    while (done_ != count_) all_done_.Wait(mu_);
   }
 
   bool started_all() const { return next_.load() >= count_; }
@@ -37,7 +35,8 @@ class WorkPool::Batch {
   const int count_;
   const std::function<void(int)>& body_;
   std::atomic<int> next_{0};
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
+  kvstore::CondVar all_done_;
   int done_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
@@ -47,8 +46,9 @@ WorkPool::WorkPool(int threads) {
 
 WorkPool::~WorkPool() {
   {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     stopping_ = true;
+    changed_.NotifyAll();
   }
   for (std::thread& helper : helpers_) helper.join();
 }
@@ -60,12 +60,13 @@ void WorkPool::ParallelFor(int count, const std::function<void(int)>& body) {
   }
   const auto batch = std::make_shared<Batch>(count, body);
   {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     open_.push_back(batch);
+    changed_.NotifyAll();
   }
   batch->Run();
   {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     const auto found = std::find(open_.begin(), open_.end(), batch);
     if (found != open_.end()) open_.erase(found);
   }
@@ -76,12 +77,8 @@ void WorkPool::Help() {
   while (true) {
     std::shared_ptr<Batch> batch;
     {
-      const absl::MutexLock lock(&mu_);
-      mu_.Await(absl::Condition(
-          +[](WorkPool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(pool->mu_) {
-            return pool->stopping_ || !pool->open_.empty();
-          },
-          this));
+      const kvstore::MutexLock lock(mu_);
+      while (!stopping_ && open_.empty()) changed_.Wait(mu_);
       if (stopping_) return;
       batch = open_.front();
       if (batch->started_all()) {

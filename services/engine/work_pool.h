@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "kvstore/mutex.h"
 
 namespace terrace::engine {
 
@@ -32,7 +32,8 @@ class WorkPool {
 
   void Help();
 
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
+  kvstore::CondVar changed_;
   std::deque<std::shared_ptr<Batch>> open_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> helpers_;

@@ -53,7 +53,7 @@ absl::Status Run(const Flags& flags) {
   const std::unique_ptr<grpc::Service> admin = admin::MakeAdminService(**engine, executor);
   runtime::ServerFlags server = flags.server;
   server.max_message_bytes += runtime::kHopBytes;
-  const absl::Status status =
+  absl::Status status =
       runtime::Serve(server, "terrace-kv-store", {store.get(), admin.get()}, drain);
   runtime::FlushBeforeExit(**engine, flags.engine.store, absl::Now() + server.drain_timeout);
   return status;
@@ -62,6 +62,8 @@ absl::Status Run(const Flags& flags) {
 }  // namespace
 }  // namespace terrace
 
+// Only a mistake in our own options throws, and then the process may end.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   terrace::Flags flags;
   flags.server.listen = "127.0.0.1:7401";

@@ -11,10 +11,11 @@ engine::RemoteMode ModeChooser::Choose() {
   return rows_faster != probe ? engine::RemoteMode::kRows : engine::RemoteMode::kPartial;
 }
 
-void ModeChooser::Observe(engine::RemoteMode mode, absl::Duration took) {
+void ModeChooser::Observe(engine::RemoteMode mode, absl::Duration took, uint64_t queries) {
+  if (queries == 0) return;
   const absl::MutexLock lock(&mu_);
   Track& track = mode == engine::RemoteMode::kRows ? rows_ : partial_;
-  const double seconds = absl::ToDoubleSeconds(took);
+  const double seconds = absl::ToDoubleSeconds(took) / static_cast<double>(queries);
   track.seconds = track.known ? track.seconds + kNewest * (seconds - track.seconds) : seconds;
   track.known = true;
 }

@@ -1,4 +1,4 @@
-// Which of ROWS and PARTIAL is faster, by measured time.
+// Which of ROWS and PARTIAL is faster, by measured time per query: batches differ in size.
 #ifndef TERRACE_SERVICES_KV_STORE_MODE_CHOOSER_H_
 #define TERRACE_SERVICES_KV_STORE_MODE_CHOOSER_H_
 
@@ -15,8 +15,9 @@ namespace terrace::kv_store {
 class ModeChooser {
  public:
   engine::RemoteMode Choose();
-  // What a step in that mode took.
-  void Observe(engine::RemoteMode mode, absl::Duration took);
+  // What a step of `queries` queries in the mode that Choose gave took. A step that could run in
+  // one mode only says nothing about the other and is not to be observed.
+  void Observe(engine::RemoteMode mode, absl::Duration took, uint64_t queries);
 
  private:
   // One step in this many runs in the slower mode.
@@ -26,6 +27,7 @@ class ModeChooser {
 
   struct Track {
     bool known = false;
+    // Per query.
     double seconds = 0;
   };
 

@@ -1,10 +1,8 @@
 #include "services/kv_store/remote_engine.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <map>
-#include <random>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,8 +18,8 @@ namespace {
 
 // For steps without a deadline of their own: a store that hangs must not hang the worker.
 constexpr absl::Duration kStepTimeout = absl::Minutes(2);
-// Time that a store which has not said who it is gets to do so.
-constexpr absl::Duration kIdentifyTimeout = absl::Seconds(2);
+// For lists that people ask for: what one store that hangs may cost them.
+constexpr absl::Duration kListTimeout = absl::Seconds(2);
 
 template <typename Response>
 absl::StatusOr<engine::SequenceInfo> InfoOf(const absl::Status& status, const Response& response) {
@@ -52,91 +50,40 @@ double RowBytesMax(const engine::StepRequest& request) {
 struct RemoteEngine::Batch {
   Shard* shard = nullptr;
   engine::RemoteMode mode = engine::RemoteMode::kPartial;
+  // The mode was the chooser's, which wants to hear what came of it.
+  bool chosen = false;
   std::vector<size_t> items;
   // Rows that this process holds for each of the items; null for none.
   std::vector<std::shared_ptr<const RowSet>> held;
   // Null when nothing was sent: `refused` says why.
-  std::shared_ptr<StepChannel::Pending> pending;
+  std::shared_ptr<PendingStep> pending;
   absl::Status refused = absl::UnknownError("not sent");
   absl::Time sent;
 };
 
 RemoteEngine::RemoteEngine(const RemoteOptions& options)
-    : options_(options), row_cache_(options.row_cache_bytes) {
-  for (const std::string& store : options.stores) {
-    shards_.push_back(std::make_unique<Shard>(store, options.max_message_bytes));
-  }
-}
+    : options_(options),
+      shards_(options.stores, options.max_message_bytes),
+      row_cache_(options.row_cache_bytes) {}
 
-absl::Status RemoteEngine::Duplicates() const {
-  std::map<uint16_t, std::string> seen;
-  for (const std::unique_ptr<Shard>& shard : shards_) {
-    if (!shard->number().has_value()) continue;
-    const auto [other, fresh] = seen.emplace(*shard->number(), shard->endpoint());
-    if (fresh) continue;
-    return absl::FailedPreconditionError(
-        absl::StrCat("stores: ", other->second, " and ", shard->endpoint(), " are both shard ",
-                     other->first, ", expected a shard number of its own for each"));
-  }
-  return absl::OkStatus();
-}
+absl::Status RemoteEngine::Connect(absl::Time deadline) { return shards_.Connect(deadline); }
 
-absl::Status RemoteEngine::Connect(absl::Time deadline) {
-  absl::Status last;
-  bool any = false;
-  for (const std::unique_ptr<Shard>& shard : shards_) {
-    const absl::Status status = shard->Identify(deadline);
-    any = any || status.ok();
-    if (!status.ok()) last = status;
-  }
-  if (absl::Status status = Duplicates(); !status.ok()) return status;
-  return any ? absl::OkStatus() : last;
-}
-
-absl::StatusOr<Shard*> RemoteEngine::ShardFor(absl::string_view handle) {
-  const std::optional<uint16_t> number = engine::ShardOf(handle);
-  if (!number.has_value()) return engine::SequenceNotFound(handle);
-  for (const std::unique_ptr<Shard>& shard : shards_) {
-    if (shard->number() == number) return shard.get();
-  }
-  absl::Status unreachable;
-  for (const std::unique_ptr<Shard>& shard : shards_) {
-    if (shard->number().has_value()) continue;
-    const absl::Status status = shard->Identify(absl::Now() + kIdentifyTimeout);
-    if (!status.ok()) {
-      unreachable = status;
-    } else if (shard->number() == number) {
-      return shard.get();
-    }
-  }
-  if (!unreachable.ok()) return unreachable;
-  return engine::SequenceNotFound(handle);
-}
-
-std::vector<Shard*> RemoteEngine::Preferred() {
-  std::random_device random;
-  const uint64_t token = (uint64_t{random()} << 32) | random();
-  std::vector<std::pair<uint64_t, Shard*>> weights;
-  for (const std::unique_ptr<Shard>& shard : shards_) {
-    const uint64_t weight =
-        XXH3_64bits_withSeed(shard->endpoint().data(), shard->endpoint().size(), token);
-    weights.emplace_back(weight, shard.get());
-  }
-  std::sort(weights.rbegin(), weights.rend());
-  std::vector<Shard*> preferred;
-  for (const auto& [weight, shard] : weights) preferred.push_back(shard);
-  return preferred;
-}
+void RemoteEngine::Cancel() { shards_.Cancel(); }
 
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Create(const engine::Caller& caller,
                                                           const engine::SequenceSpec& spec) {
   v1::OpenSequenceRequest request;
   runtime::ToProto(spec, request.mutable_new_sequence());
   absl::Status status = absl::UnavailableError("no store");
-  for (Shard* shard : Preferred()) {
+  for (Shard* shard : shards_.Preferred()) {
     v1::OpenSequenceResponse response;
     status = shard->OpenSequence(caller, request, &response);
-    if (!absl::IsUnavailable(status)) return InfoOf(status, response);
+    if (absl::IsUnavailable(status)) continue;
+    const absl::StatusOr<uint16_t> known = shard->number();
+    if (known.ok() && status.ok() && engine::ShardOf(response.sequence().handle()) != *known) {
+      shard->Lose(absl::UnavailableError("it has become another shard"));
+    }
+    return InfoOf(status, response);
   }
   return status;
 }
@@ -144,7 +91,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Create(const engine::Caller& 
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Fork(const engine::Caller& caller,
                                                         absl::string_view handle, int64_t position,
                                                         absl::string_view fingerprint) {
-  const absl::StatusOr<Shard*> shard = ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
   if (!shard.ok()) return shard.status();
   v1::OpenSequenceRequest request;
   request.mutable_fork()->set_handle(std::string(handle));
@@ -158,7 +105,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Fork(const engine::Caller& ca
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Resume(const engine::Caller& caller,
                                                           absl::string_view handle,
                                                           absl::string_view fingerprint) {
-  const absl::StatusOr<Shard*> shard = ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
   if (!shard.ok()) return shard.status();
   v1::OpenSequenceRequest request;
   request.set_resume(std::string(handle));
@@ -170,7 +117,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Resume(const engine::Caller& 
 
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Get(const engine::Caller& caller,
                                                        absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
   if (!shard.ok()) return shard.status();
   v1::GetSequenceRequest request;
   request.set_handle(std::string(handle));
@@ -181,7 +128,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Get(const engine::Caller& cal
 
 absl::StatusOr<int64_t> RemoteEngine::Append(const engine::Caller& caller,
                                              const engine::AppendRequest& request) {
-  const absl::StatusOr<Shard*> shard = ShardFor(request.handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(request.handle);
   if (!shard.ok()) return shard.status();
   v1::AppendKvRequest message;
   message.set_handle(std::string(request.handle));
@@ -200,7 +147,7 @@ absl::StatusOr<int64_t> RemoteEngine::Append(const engine::Caller& caller,
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Truncate(const engine::Caller& caller,
                                                             absl::string_view handle,
                                                             uint64_t writer_epoch, int64_t length) {
-  const absl::StatusOr<Shard*> shard = ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
   if (!shard.ok()) return shard.status();
   row_cache_.Forget(std::string(handle));
   v1::TruncateRequest request;
@@ -214,7 +161,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Truncate(const engine::Caller
 
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Flush(const engine::Caller& caller,
                                                          absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
   if (!shard.ok()) return shard.status();
   v1::FlushRequest request;
   request.set_handle(std::string(handle));
@@ -224,7 +171,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Flush(const engine::Caller& c
 }
 
 absl::Status RemoteEngine::Delete(const engine::Caller& caller, absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
   if (!shard.ok()) return shard.status();
   row_cache_.Forget(std::string(handle));
   v1::CloseRequest request;
@@ -232,38 +179,31 @@ absl::Status RemoteEngine::Delete(const engine::Caller& caller, absl::string_vie
   return (*shard)->Close(caller, request);
 }
 
-void RemoteEngine::Send(const engine::Caller& caller, int layer,
-                        absl::Span<const engine::StepRequest> requests,
-                        const engine::StepOptions& options, Batch& batch) {
+void RemoteEngine::ChooseMode(absl::Span<const engine::StepRequest> requests,
+                              const engine::StepOptions& options, Batch& batch) {
   bool rows_possible = true;
   double row_bytes = 0;
   for (const size_t item : batch.items) {
     rows_possible = rows_possible && IsSparse(requests[item].policy);
     row_bytes += RowBytesMax(requests[item]);
   }
-  const uint64_t bytes_max = batch.shard->max_message_bytes();
   // Positions, sums and accounts take less than a quarter of the rows.
-  rows_possible = rows_possible && row_bytes * 1.25 <= static_cast<double>(bytes_max);
-  batch.mode = options.mode;
-  if (options.mode == engine::RemoteMode::kAuto) batch.mode = batch.shard->modes().Choose();
-  if (!rows_possible) batch.mode = engine::RemoteMode::kPartial;
+  const auto bytes_max = static_cast<double>(batch.shard->max_message_bytes());
+  if (!rows_possible || row_bytes * 1.25 > bytes_max) return;
+  batch.chosen = options.mode == engine::RemoteMode::kAuto;
+  batch.mode = batch.chosen ? batch.shard->modes().Choose() : options.mode;
+}
 
+void RemoteEngine::Send(const engine::Caller& caller, int layer,
+                        absl::Span<const engine::StepRequest> requests,
+                        const engine::StepOptions& options, Batch& batch) {
+  ChooseMode(requests, options, batch);
   v1::StoreStepRequest message;
   message.set_layer(static_cast<uint32_t>(layer));
   message.set_strict(options.strict);
   message.set_return_selection(options.return_selection);
   message.set_mode(runtime::ToProto(batch.mode));
   message.set_tenant(caller.tenant);
-  batch.sent = absl::Now();
-  const absl::Time deadline = std::min(caller.deadline, options.deadline);
-  const auto remaining = [&](absl::Time time) {
-    return static_cast<uint64_t>(
-        std::max<int64_t>(1, absl::ToInt64Microseconds(time - batch.sent)));
-  };
-  if (deadline != absl::InfiniteFuture()) message.set_step_deadline_us(remaining(deadline));
-  if (options.row_deadline != absl::InfiniteFuture()) {
-    message.set_row_deadline_us(remaining(options.row_deadline));
-  }
   for (const size_t item : batch.items) {
     v1::StoreStepItem* out = message.add_items();
     runtime::ToProto(requests[item], out->mutable_step());
@@ -275,12 +215,23 @@ void RemoteEngine::Send(const engine::Caller& caller, int layer,
     if (held != nullptr) ToProto(held->held, out);
     batch.held.push_back(std::move(held));
   }
+  const uint64_t bytes_max = batch.shard->max_message_bytes();
+  if (message.ByteSizeLong() > bytes_max + runtime::kHopBytes) {
+    // Naming rows only saves bytes on the way back.
+    for (v1::StoreStepItem& item : *message.mutable_items()) {
+      item.clear_held();
+      item.clear_held_generation();
+    }
+    batch.held.assign(batch.items.size(), nullptr);
+  }
   const uint64_t bytes = message.ByteSizeLong();
   if (bytes > bytes_max + runtime::kHopBytes) {
     batch.refused = runtime::MessageTooLarge("step", bytes, bytes_max);
     return;
   }
-  batch.pending = batch.shard->steps().Start(std::move(message));
+  batch.sent = absl::Now();
+  batch.pending =
+      batch.shard->steps().Start(std::move(message), options.deadline, options.row_deadline);
 }
 
 engine::StepResult RemoteEngine::FinishItem(int layer, const engine::StepRequest& request,
@@ -318,75 +269,96 @@ engine::StepResult RemoteEngine::FinishItem(int layer, const engine::StepRequest
 }
 
 void RemoteEngine::Receive(int layer, absl::Span<const engine::StepRequest> requests,
-                           const engine::StepOptions& options, absl::Time deadline, Batch& batch,
+                           const engine::StepOptions& options, Batch& batch,
                            std::vector<engine::StepResult>& results) {
-  absl::StatusOr<v1::StoreStepResponse> response = batch.refused;
-  if (batch.pending != nullptr) response = batch.shard->steps().Wait(*batch.pending, deadline);
-  absl::Status status = response.status();
-  if (status.ok()) status = runtime::FromRpcStatus(response->status());
-  if (status.ok() && response->results_size() != static_cast<int>(batch.items.size())) {
+  StepAnswer answer = {batch.refused, absl::Now()};
+  if (batch.pending != nullptr) answer = batch.shard->steps().Wait(*batch.pending);
+  const absl::Time start = absl::Now();
+  absl::Status status = answer.response.status();
+  if (status.ok()) status = runtime::FromRpcStatus(answer.response->status());
+  if (status.ok() && answer.response->results_size() != static_cast<int>(batch.items.size())) {
     status = absl::InternalError("the store answered another number of items than it was asked");
   }
+  bool all_ok = status.ok();
+  uint64_t queries = 0;
   for (size_t i = 0; i < batch.items.size(); ++i) {
     engine::StepResult& result = results[batch.items[i]];
     if (!status.ok()) {
       result.status = status;
       continue;
     }
-    const v1::StoreStepResult& answer = response->results(static_cast<int>(i));
-    result = FinishItem(layer, requests[batch.items[i]], options, batch.held[i], answer);
+    const v1::StoreStepResult& item = answer.response->results(static_cast<int>(i));
+    result = FinishItem(layer, requests[batch.items[i]], options, batch.held[i], item);
     result.account.mode =
-        answer.has_rows() ? engine::RemoteMode::kRows : engine::RemoteMode::kPartial;
-    result.account.wire_bytes = answer.ByteSizeLong();
+        item.has_rows() ? engine::RemoteMode::kRows : engine::RemoteMode::kPartial;
+    result.account.wire_bytes = item.ByteSizeLong();
+    all_ok = all_ok && result.status.ok();
+    queries += static_cast<uint64_t>(result.queries);
   }
-  const absl::Duration took = absl::Now() - batch.sent;
+  const absl::Duration away = answer.arrived - batch.sent;
+  const absl::Duration took = away + (absl::Now() - start);
   for (const size_t item : batch.items) {
     engine::StageTimes& stages = results[item].account.stages;
-    stages.network = std::max(absl::ZeroDuration(), took - stages.total);
+    stages.network = std::max(absl::ZeroDuration(), away - stages.total);
     stages.total = took;
   }
-  if (status.ok() && IsSparse(requests[batch.items[0]].policy)) {
-    batch.shard->modes().Observe(batch.mode, took);
+  // A step that failed was quick for another reason.
+  if (batch.chosen && all_ok) batch.shard->modes().Observe(batch.mode, took, queries);
+}
+
+std::vector<RemoteEngine::Batch> RemoteEngine::Route(absl::Span<const engine::StepRequest> requests,
+                                                     std::vector<engine::StepResult>& results) {
+  // Looked up once for all items of a shard: a store that does not answer costs its timeout.
+  std::map<std::optional<uint16_t>, absl::StatusOr<Shard*>> routes;
+  std::map<Shard*, Batch> batches;
+  for (size_t item = 0; item < requests.size(); ++item) {
+    const absl::string_view handle = requests[item].handle;
+    const std::optional<uint16_t> number = engine::ShardOf(handle);
+    auto route = routes.find(number);
+    if (route == routes.end()) route = routes.emplace(number, shards_.ShardFor(handle)).first;
+    if (!route->second.ok()) {
+      results[item].status = absl::IsNotFound(route->second.status())
+                                 ? engine::SequenceNotFound(handle)
+                                 : route->second.status();
+      continue;
+    }
+    Batch& batch = batches[*route->second];
+    batch.shard = *route->second;
+    batch.items.push_back(item);
   }
+  std::vector<Batch> list;
+  for (auto& [shard, batch] : batches) list.push_back(std::move(batch));
+  return list;
 }
 
 std::vector<engine::StepResult> RemoteEngine::Attend(const engine::Caller& caller, int layer,
                                                      absl::Span<const engine::StepRequest> requests,
                                                      const engine::StepOptions& options) {
   std::vector<engine::StepResult> results(requests.size());
-  const absl::Time deadline =
-      std::min({caller.deadline, options.deadline, absl::Now() + kStepTimeout});
-  if (absl::Now() >= deadline) {
+  engine::StepOptions bounded = options;
+  bounded.deadline = std::min({caller.deadline, options.deadline, absl::Now() + kStepTimeout});
+  if (absl::Now() >= bounded.deadline) {
     // A store that heard of it might still be in time to append.
     for (engine::StepResult& result : results) {
       result.status = absl::DeadlineExceededError("step: its deadline passed before it began");
     }
     return results;
   }
-  std::map<Shard*, Batch> batches;
-  for (size_t item = 0; item < requests.size(); ++item) {
-    const absl::StatusOr<Shard*> shard = ShardFor(requests[item].handle);
-    if (!shard.ok()) {
-      results[item].status = shard.status();
-      continue;
-    }
-    Batch& batch = batches[*shard];
-    batch.shard = *shard;
-    batch.items.push_back(item);
-  }
-  for (auto& [shard, batch] : batches) Send(caller, layer, requests, options, batch);
-  for (auto& [shard, batch] : batches) {
-    Receive(layer, requests, options, deadline, batch, results);
-  }
+  std::vector<Batch> batches = Route(requests, results);
+  for (Batch& batch : batches) Send(caller, layer, requests, bounded, batch);
+  for (Batch& batch : batches) Receive(layer, requests, bounded, batch, results);
   return results;
 }
 
 absl::StatusOr<std::vector<engine::TierReport>> RemoteEngine::ListTiers() {
+  const absl::Time deadline = absl::Now() + kListTimeout;
+  std::vector<v1::ListTiersResponse> answers(shards_.size());
+  const absl::Status status = shards_.AskAll(
+      [&](Shard& shard, size_t i) { return shard.ListTiers(deadline, &answers[i]); }, deadline);
+  if (!status.ok()) return status;
   std::vector<engine::TierReport> tiers;
-  for (const std::unique_ptr<Shard>& shard : shards_) {
-    v1::ListTiersResponse response;
-    if (absl::Status status = shard->ListTiers(&response); !status.ok()) return status;
-    for (const v1::TierInfo& tier : response.tiers()) tiers.push_back(runtime::FromProto(tier));
+  for (const v1::ListTiersResponse& answer : answers) {
+    for (const v1::TierInfo& tier : answer.tiers()) tiers.push_back(runtime::FromProto(tier));
   }
   std::stable_sort(tiers.begin(), tiers.end(),
                    [](const auto& a, const auto& b) { return a.shard < b.shard; });
@@ -396,28 +368,26 @@ absl::StatusOr<std::vector<engine::TierReport>> RemoteEngine::ListTiers() {
 // Handles start with their shard, so shards in order give handles in order.
 absl::StatusOr<std::vector<engine::SequenceSummary>> RemoteEngine::ListSequences(
     absl::string_view tenant, absl::string_view after, int limit) {
-  std::vector<Shard*> shards;
-  for (const std::unique_ptr<Shard>& shard : shards_) {
-    absl::Status status = shard->Identify(absl::Now() + kIdentifyTimeout);
-    if (!status.ok()) return status;
-    shards.push_back(shard.get());
-  }
-  std::sort(shards.begin(), shards.end(),
-            [](const Shard* a, const Shard* b) { return a->number() < b->number(); });
+  const absl::Status asked =
+      shards_.AskAll([](Shard&, size_t) { return absl::OkStatus(); }, absl::Now() + kListTimeout);
+  if (!asked.ok()) return asked;
   const std::optional<uint16_t> first = engine::ShardOf(after);
   std::vector<engine::SequenceSummary> summaries;
-  for (Shard* shard : shards) {
-    if (first.has_value() && *shard->number() < *first) continue;
+  for (const auto& [number, shard] : shards_.Known()) {
+    if (first.has_value() && number < *first) continue;
     v1::ListSequencesRequest request;
     request.set_tenant(std::string(tenant));
-    if (first == shard->number()) request.set_page_token(std::string(after));
+    if (first == number) request.set_page_token(std::string(after));
     while (static_cast<int>(summaries.size()) < limit) {
       constexpr uint32_t kPageSizeMax = 1000;
       const auto wanted = static_cast<uint32_t>(limit - static_cast<int>(summaries.size()));
       request.set_page_size(std::min(kPageSizeMax, wanted));
       v1::ListSequencesResponse response;
-      if (absl::Status status = shard->ListSequences(request, &response); !status.ok()) {
-        return status;
+      const absl::Status status =
+          shard->ListSequences(absl::Now() + kListTimeout, request, &response);
+      if (!status.ok()) {
+        shard->Lose(status);
+        break;
       }
       for (const v1::SequenceSummary& summary : response.sequences()) {
         summaries.push_back(runtime::FromProto(summary));
@@ -430,7 +400,7 @@ absl::StatusOr<std::vector<engine::SequenceSummary>> RemoteEngine::ListSequences
 }
 
 absl::StatusOr<engine::SequenceDescription> RemoteEngine::Describe(absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
   if (!shard.ok()) return shard.status();
   v1::DescribeSequenceRequest request;
   request.set_handle(std::string(handle));

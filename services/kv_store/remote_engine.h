@@ -12,7 +12,7 @@
 #include "absl/status/statusor.h"
 #include "services/engine/kv_engine.h"
 #include "services/kv_store/row_cache.h"
-#include "services/kv_store/shard.h"
+#include "services/kv_store/shard_set.h"
 
 namespace terrace::kv_store {
 
@@ -30,9 +30,11 @@ class RemoteEngine final : public engine::KvEngine {
  public:
   explicit RemoteEngine(const RemoteOptions& options);
 
-  // Asks every store who it is. FailedPrecondition when two are the same shard; a store that does
-  // not answer is asked again when it is needed.
+  // As ShardSet::Connect.
   absl::Status Connect(absl::Time deadline);
+  // Ends calls and steps in flight with Unavailable and refuses new ones, so that a worker can stop
+  // although a store hangs.
+  void Cancel();
 
   absl::StatusOr<engine::SequenceInfo> Create(const engine::Caller& caller,
                                               const engine::SequenceSpec& spec) override;
@@ -60,21 +62,22 @@ class RemoteEngine final : public engine::KvEngine {
                                                                      absl::string_view after,
                                                                      int limit) override;
   absl::StatusOr<engine::SequenceDescription> Describe(absl::string_view handle) override;
+  std::vector<absl::Status> Unreachable() override { return shards_.Unreachable(); }
   engine::Limits limits() const override { return options_.limits; }
 
  private:
   struct Batch;
 
-  // The shard that a handle names. NotFound when the text is no handle or no store is that shard;
-  // Unavailable while a store that may be it does not answer.
-  absl::StatusOr<Shard*> ShardFor(absl::string_view handle);
-  // Live shards, the best first for a new sequence.
-  std::vector<Shard*> Preferred();
-  absl::Status Duplicates() const;
+  // Items by shard; those that have none get their result.
+  std::vector<Batch> Route(absl::Span<const engine::StepRequest> requests,
+                           std::vector<engine::StepResult>& results);
+  // What the step at the store may take: its mode, and whether that was this process's choice.
+  static void ChooseMode(absl::Span<const engine::StepRequest> requests,
+                         const engine::StepOptions& options, Batch& batch);
   void Send(const engine::Caller& caller, int layer, absl::Span<const engine::StepRequest> requests,
             const engine::StepOptions& options, Batch& batch);
   void Receive(int layer, absl::Span<const engine::StepRequest> requests,
-               const engine::StepOptions& options, absl::Time deadline, Batch& batch,
+               const engine::StepOptions& options, Batch& batch,
                std::vector<engine::StepResult>& results);
   engine::StepResult FinishItem(int layer, const engine::StepRequest& request,
                                 const engine::StepOptions& options,
@@ -82,7 +85,7 @@ class RemoteEngine final : public engine::KvEngine {
                                 const v1::StoreStepResult& answer);
 
   const RemoteOptions options_;
-  std::vector<std::unique_ptr<Shard>> shards_;
+  ShardSet shards_;
   RowCache row_cache_;
 };
 

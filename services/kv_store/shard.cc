@@ -3,6 +3,8 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <optional>
+#include <set>
 #include <utility>
 
 #include "services/engine/error.h"
@@ -20,8 +22,10 @@ constexpr absl::Duration kCallTimeout = absl::Seconds(30);
 constexpr int kKeepaliveMs = 20'000;
 constexpr int kKeepaliveTimeoutMs = 10'000;
 // A store that comes back should be found at once.
-constexpr int kReconnectMinMs = 100;
+constexpr int kReconnectFirstMs = 100;
 constexpr int kReconnectMaxMs = 1'000;
+// gRPC 1.51 gives up on a connection that is not made within its "minimum backoff".
+constexpr int kConnectTimeoutMs = 1'000;
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& endpoint) {
   grpc::ChannelArguments arguments;
@@ -31,25 +35,36 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& endpoint) {
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectMinMs);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kReconnectMinMs);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectFirstMs);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMaxMs);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return grpc::CreateCustomChannel(endpoint, grpc::InsecureChannelCredentials(), arguments);
 }
 
-// A deadline and a tenant for one call.
-class Call {
+// Calls in flight, to be cancelled together.
+class LiveCalls {
  public:
-  explicit Call(const engine::Caller& caller) {
-    context_.set_deadline(
-        absl::ToChronoTime(std::min(caller.deadline, absl::Now() + kCallTimeout)));
-    context_.AddMetadata(runtime::kTenantKey, caller.tenant);
+  void Add(grpc::ClientContext* context) {
+    const absl::MutexLock lock(&mu_);
+    contexts_.insert(context);
+    // A call that is cancelled before it starts ends when it starts.
+    if (cancelled_) context->TryCancel();
   }
-  grpc::ClientContext* context() { return &context_; }
+  void Remove(grpc::ClientContext* context) {
+    const absl::MutexLock lock(&mu_);
+    contexts_.erase(context);
+  }
+  void Cancel() {
+    const absl::MutexLock lock(&mu_);
+    cancelled_ = true;
+    for (grpc::ClientContext* context : contexts_) context->TryCancel();
+  }
 
  private:
-  grpc::ClientContext context_;
+  absl::Mutex mu_;
+  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
+  std::set<grpc::ClientContext*> contexts_ ABSL_GUARDED_BY(mu_);
 };
 
 absl::Status ToStatus(const std::string& endpoint, const grpc::Status& status) {
@@ -75,19 +90,65 @@ struct Shard::Stubs {
   std::unique_ptr<v1::KvStoreService::Stub> store;
   std::unique_ptr<v1::AdminService::Stub> admin;
   StepStub step_stub;
+  LiveCalls calls;
+};
+
+// A deadline and a tenant for one call.
+class Shard::Call {
+ public:
+  Call(Shard& shard, const engine::Caller& caller) : shard_(shard) {
+    context_.set_deadline(
+        absl::ToChronoTime(std::min(caller.deadline, absl::Now() + kCallTimeout)));
+    context_.AddMetadata(runtime::kTenantKey, caller.tenant);
+    shard_.stubs_->calls.Add(&context_);
+  }
+  // On behalf of nobody.
+  Call(Shard& shard, absl::Time deadline)
+      : Call(shard, {.tenant = engine::Caller().tenant, .deadline = deadline}) {}
+  ~Call() { shard_.stubs_->calls.Remove(&context_); }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  grpc::ClientContext* context() { return &context_; }
+  // What the caller gets for how the call ended.
+  absl::Status End(const grpc::Status& status) {
+    absl::Status ended = ToStatus(shard_.endpoint_, status);
+    // What comes back at this address may be another store.
+    if (absl::IsUnavailable(ended)) shard_.Lose(ended);
+    return ended;
+  }
+
+ private:
+  Shard& shard_;
+  grpc::ClientContext context_;
 };
 
 Shard::Shard(std::string endpoint, uint64_t max_message_bytes)
     : endpoint_(std::move(endpoint)),
       stubs_(std::make_unique<Stubs>(endpoint_)),
-      steps_(std::make_unique<StepChannel>(stubs_->step_stub, endpoint_)),
+      steps_(stubs_->step_stub, endpoint_, {}),
+      number_(engine::ShardUnavailable(endpoint_, "it has not said yet who it is")),
       max_message_bytes_(max_message_bytes) {}
 
 Shard::~Shard() = default;
 
-std::optional<uint16_t> Shard::number() const {
+void Shard::Cancel() {
+  stubs_->calls.Cancel();
+  steps_.Cancel();
+}
+
+absl::StatusOr<uint16_t> Shard::number() {
+  const uint64_t breaks = steps_.breaks();
   const absl::MutexLock lock(&mu_);
+  if (number_.ok() && breaks != breaks_) {
+    number_ = engine::ShardUnavailable(endpoint_, "the stream of steps broke");
+  }
   return number_;
+}
+
+bool Shard::Was(uint16_t number) const {
+  const absl::MutexLock lock(&mu_);
+  return numbers_.count(number) > 0;
 }
 
 uint64_t Shard::max_message_bytes() const {
@@ -95,14 +156,28 @@ uint64_t Shard::max_message_bytes() const {
   return max_message_bytes_;
 }
 
+void Shard::Lose(const absl::Status& why) {
+  const std::optional<engine::ErrorDetail> detail = engine::DetailOf(why);
+  const bool named = detail.has_value() && detail->reason == "SHARD_UNAVAILABLE";
+  const absl::MutexLock lock(&mu_);
+  number_ = named ? why : engine::ShardUnavailable(endpoint_, why.message());
+}
+
 absl::Status Shard::Identify(absl::Time deadline) {
-  if (number().has_value()) return absl::OkStatus();
-  Call call({.tenant = engine::Caller().tenant, .deadline = deadline});
+  if (number().ok()) return absl::OkStatus();
+  // The answer holds for as long as the stream does.
+  const uint64_t breaks = steps_.Open();
+  Call call(*this, deadline);
   v1::GetLimitsResponse response;
-  const grpc::Status status = stubs_->store->GetLimits(call.context(), {}, &response);
-  if (!status.ok()) return ToStatus(endpoint_, status);
+  const absl::Status status = call.End(stubs_->store->GetLimits(call.context(), {}, &response));
+  if (!status.ok()) {
+    Lose(status);
+    return number().status();
+  }
   const absl::MutexLock lock(&mu_);
   number_ = static_cast<uint16_t>(response.shard());
+  breaks_ = breaks;
+  numbers_.insert(*number_);
   max_message_bytes_ = response.max_message_bytes();
   return absl::OkStatus();
 }
@@ -110,59 +185,59 @@ absl::Status Shard::Identify(absl::Time deadline) {
 absl::Status Shard::OpenSequence(const engine::Caller& caller,
                                  const v1::OpenSequenceRequest& request,
                                  v1::OpenSequenceResponse* response) {
-  Call call(caller);
-  return ToStatus(endpoint_, stubs_->store->OpenSequence(call.context(), request, response));
+  Call call(*this, caller);
+  return call.End(stubs_->store->OpenSequence(call.context(), request, response));
 }
 
 absl::Status Shard::Append(const engine::Caller& caller, const v1::AppendKvRequest& request,
                            v1::AppendKvResponse* response) {
-  Call call(caller);
+  Call call(*this, caller);
   const std::unique_ptr<grpc::ClientWriter<v1::AppendKvRequest>> writer =
       stubs_->store->Append(call.context(), response);
   writer->Write(request);
   writer->WritesDone();
-  return ToStatus(endpoint_, writer->Finish());
+  return call.End(writer->Finish());
 }
 
 absl::Status Shard::Truncate(const engine::Caller& caller, const v1::TruncateRequest& request,
                              v1::TruncateResponse* response) {
-  Call call(caller);
-  return ToStatus(endpoint_, stubs_->store->Truncate(call.context(), request, response));
+  Call call(*this, caller);
+  return call.End(stubs_->store->Truncate(call.context(), request, response));
 }
 
 absl::Status Shard::Flush(const engine::Caller& caller, const v1::FlushRequest& request,
                           v1::FlushResponse* response) {
-  Call call(caller);
-  return ToStatus(endpoint_, stubs_->store->Flush(call.context(), request, response));
+  Call call(*this, caller);
+  return call.End(stubs_->store->Flush(call.context(), request, response));
 }
 
 absl::Status Shard::Close(const engine::Caller& caller, const v1::CloseRequest& request) {
-  Call call(caller);
+  Call call(*this, caller);
   v1::CloseResponse response;
-  return ToStatus(endpoint_, stubs_->store->Close(call.context(), request, &response));
+  return call.End(stubs_->store->Close(call.context(), request, &response));
 }
 
 absl::Status Shard::GetSequence(const engine::Caller& caller, const v1::GetSequenceRequest& request,
                                 v1::GetSequenceResponse* response) {
-  Call call(caller);
-  return ToStatus(endpoint_, stubs_->store->GetSequence(call.context(), request, response));
+  Call call(*this, caller);
+  return call.End(stubs_->store->GetSequence(call.context(), request, response));
 }
 
-absl::Status Shard::ListTiers(v1::ListTiersResponse* response) {
-  Call call((engine::Caller()));
-  return ToStatus(endpoint_, stubs_->admin->ListTiers(call.context(), {}, response));
+absl::Status Shard::ListTiers(absl::Time deadline, v1::ListTiersResponse* response) {
+  Call call(*this, deadline);
+  return call.End(stubs_->admin->ListTiers(call.context(), {}, response));
 }
 
-absl::Status Shard::ListSequences(const v1::ListSequencesRequest& request,
+absl::Status Shard::ListSequences(absl::Time deadline, const v1::ListSequencesRequest& request,
                                   v1::ListSequencesResponse* response) {
-  Call call((engine::Caller()));
-  return ToStatus(endpoint_, stubs_->admin->ListSequences(call.context(), request, response));
+  Call call(*this, deadline);
+  return call.End(stubs_->admin->ListSequences(call.context(), request, response));
 }
 
 absl::Status Shard::Describe(const v1::DescribeSequenceRequest& request,
                              v1::DescribeSequenceResponse* response) {
-  Call call((engine::Caller()));
-  return ToStatus(endpoint_, stubs_->admin->DescribeSequence(call.context(), request, response));
+  Call call(*this, absl::InfiniteFuture());
+  return call.End(stubs_->admin->DescribeSequence(call.context(), request, response));
 }
 
 }  // namespace terrace::kv_store

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -27,12 +27,18 @@ class Shard {
   ~Shard();
 
   const std::string& endpoint() const { return endpoint_; }
-  // The shard number that the store gave, once it has answered.
-  std::optional<uint16_t> number() const;
+  // The shard number that the store gave. Unavailable until it has answered, and again when it may
+  // be another store: a call found it gone, or the stream of steps that was open when it answered
+  // broke. Says why.
+  absl::StatusOr<uint16_t> number();
+  // Whether a store at this endpoint has ever said that it is this shard.
+  bool Was(uint16_t number) const;
   // Of one message to it: what it said, or the constructor's until it has answered.
   uint64_t max_message_bytes() const;
-  // Asks the store who it is, unless it has said so. Unavailable when it does not answer.
+  // Asks the store who it is, unless that is known. Unavailable when it does not answer.
   absl::Status Identify(absl::Time deadline);
+  // Forgets who it is because of `why`, an error.
+  void Lose(const absl::Status& why);
 
   absl::Status OpenSequence(const engine::Caller& caller, const v1::OpenSequenceRequest& request,
                             v1::OpenSequenceResponse* response);
@@ -45,24 +51,31 @@ class Shard {
   absl::Status Close(const engine::Caller& caller, const v1::CloseRequest& request);
   absl::Status GetSequence(const engine::Caller& caller, const v1::GetSequenceRequest& request,
                            v1::GetSequenceResponse* response);
-  absl::Status ListTiers(v1::ListTiersResponse* response);
-  absl::Status ListSequences(const v1::ListSequencesRequest& request,
+  absl::Status ListTiers(absl::Time deadline, v1::ListTiersResponse* response);
+  absl::Status ListSequences(absl::Time deadline, const v1::ListSequencesRequest& request,
                              v1::ListSequencesResponse* response);
   absl::Status Describe(const v1::DescribeSequenceRequest& request,
                         v1::DescribeSequenceResponse* response);
 
-  StepChannel& steps() { return *steps_; }
+  StepChannel& steps() { return steps_; }
   ModeChooser& modes() { return modes_; }
+
+  // Ends calls and steps in flight with Unavailable, and refuses new ones.
+  void Cancel();
 
  private:
   struct Stubs;
+  class Call;
 
   const std::string endpoint_;
-  std::unique_ptr<Stubs> stubs_;
-  std::unique_ptr<StepChannel> steps_;
+  const std::unique_ptr<Stubs> stubs_;
+  StepChannel steps_;
   ModeChooser modes_;
   mutable absl::Mutex mu_;
-  std::optional<uint16_t> number_ ABSL_GUARDED_BY(mu_);
+  absl::StatusOr<uint16_t> number_ ABSL_GUARDED_BY(mu_);
+  // steps_.breaks() when number_ was asked for.
+  uint64_t breaks_ ABSL_GUARDED_BY(mu_) = 0;
+  std::set<uint16_t> numbers_ ABSL_GUARDED_BY(mu_);
   uint64_t max_message_bytes_ ABSL_GUARDED_BY(mu_);
 };
 

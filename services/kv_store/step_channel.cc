@@ -4,7 +4,6 @@
 #include <grpcpp/support/client_callback.h>
 
 #include <algorithm>
-#include <deque>
 #include <map>
 #include <utility>
 
@@ -14,29 +13,13 @@
 #include "services/runtime/status_convert.h"
 
 namespace terrace::kv_store {
+namespace {
 
-class StepChannel::Pending {
- public:
-  void Answer(absl::StatusOr<v1::StoreStepResponse> answer) {
-    const absl::MutexLock lock(&mu_);
-    answer_ = std::move(answer);
-    answered_ = true;
-  }
+absl::Status Unsent() {
+  return absl::DeadlineExceededError("step: its deadline passed before it was sent to the store");
+}
 
-  absl::StatusOr<v1::StoreStepResponse> Wait(absl::Time deadline) {
-    const absl::MutexLock lock(&mu_);
-    if (!mu_.AwaitWithDeadline(absl::Condition(&answered_), deadline)) {
-      return absl::DeadlineExceededError("the store did not answer within the step's deadline");
-    }
-    return std::move(answer_);
-  }
-
- private:
-  absl::Mutex mu_;
-  bool answered_ ABSL_GUARDED_BY(mu_) = false;
-  absl::StatusOr<v1::StoreStepResponse> answer_ ABSL_GUARDED_BY(mu_) =
-      absl::UnknownError("no answer yet");
-};
+}  // namespace
 
 // Counts streams that exist. A stream goes in one of gRPC's threads, and with it a reference to the
 // gRPC channel; the last one must not go there, because a channel waits for those threads.
@@ -76,8 +59,9 @@ class StepChannel::Stream final
     : public grpc::ClientBidiReactor<v1::StoreStepRequest, v1::StoreStepResponse> {
  public:
   static std::shared_ptr<Stream> Open(StepStub& stub, const std::string& endpoint,
+                                      const QueueLimits& limits,
                                       std::shared_ptr<LiveStreams> live) {
-    auto stream = std::make_shared<Stream>(endpoint, std::move(live));
+    auto stream = std::make_shared<Stream>(endpoint, limits, std::move(live));
     stream->self_ = stream;
     stub.Open(&stream->context_, stream.get());
     stream->AddHold();
@@ -86,65 +70,85 @@ class StepChannel::Stream final
     return stream;
   }
 
-  Stream(std::string endpoint, std::shared_ptr<LiveStreams> live)
-      : token_(std::move(live)), endpoint_(std::move(endpoint)) {}
+  Stream(std::string endpoint, const QueueLimits& limits, std::shared_ptr<LiveStreams> live)
+      : token_(std::move(live)), endpoint_(std::move(endpoint)), limits_(limits) {}
 
-  // False when the stream is broken: nothing was sent.
-  bool Send(v1::StoreStepRequest request, const std::shared_ptr<Pending>& pending) {
-    return Update([&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      if (broken_) return false;
-      pending_.emplace(request.request_id(), pending);
-      queue_.push_back(std::move(request));
-      return true;
+  // An error when nothing was sent and nothing will be.
+  absl::Status Send(const std::shared_ptr<PendingStep>& step) {
+    absl::Status status;
+    Update([&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      const bool room =
+          queued_.size() < limits_.steps && queued_bytes_ + step->bytes() <= limits_.bytes;
+      if (broken_) {
+        status = engine::ShardUnavailable(endpoint_, "the stream broke");
+      } else if (!room && !queued_.empty()) {
+        status = engine::LimitExceeded(absl::StrCat("too many steps wait to be sent to ", endpoint_,
+                                                    ": ", queued_.size(), " of ", queued_bytes_,
+                                                    " bytes"));
+      } else {
+        queued_bytes_ += step->bytes();
+        queued_.emplace(step->id(), step);
+      }
     });
+    return status;
+  }
+
+  // The step is neither sent nor answered any more. Whether it had not been sent.
+  bool Withdraw(uint64_t id) {
+    const absl::MutexLock lock(&mu_);
+    sent_.erase(id);
+    const auto queued = queued_.find(id);
+    if (queued == queued_.end()) return false;
+    queued_bytes_ -= queued->second->bytes();
+    queued_.erase(queued);
+    return true;
   }
 
   void Cancel() { context_.TryCancel(); }
 
   void OnReadDone(bool ok) override {
-    std::shared_ptr<Pending> pending;
+    std::shared_ptr<PendingStep> step;
     v1::StoreStepResponse response;
     Update([&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       if (!ok) {
         broken_ = true;
-        return true;
+        return;
       }
       response = std::move(response_);
-      const auto found = pending_.find(response.request_id());
-      if (found != pending_.end()) {
-        pending = found->second;
-        pending_.erase(found);
+      const auto found = sent_.find(response.request_id());
+      if (found != sent_.end()) {
+        step = found->second;
+        sent_.erase(found);
       } else if (response.request_id() == 0) {
         draining_ = true;  // The store said goodbye; what was sent is still answered.
       }
-      return true;
     });
     if (ok) {
       response_.Clear();
       StartRead(&response_);
     }
-    if (pending != nullptr) pending->Answer(std::move(response));
+    if (step != nullptr) step->Answer(std::move(response));
   }
 
   void OnWriteDone(bool ok) override {
     Update([&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       writing_ = false;
       broken_ = broken_ || !ok;
-      return true;
     });
   }
 
   void OnDone(const grpc::Status& status) override {
-    std::map<uint64_t, std::shared_ptr<Pending>> unanswered;
+    Steps unanswered;
     std::shared_ptr<Stream> self;
     {
       const absl::MutexLock lock(&mu_);
-      unanswered.swap(pending_);
+      unanswered.swap(sent_);
+      unanswered.merge(queued_);
       self = std::move(self_);
     }
     const std::string why = status.ok() ? "the stream ended" : status.error_message();
-    for (const auto& [id, pending] : unanswered) {
-      pending->Answer(engine::ShardUnavailable(endpoint_, why));
+    for (const auto& [id, step] : unanswered) {
+      step->Answer(engine::ShardUnavailable(endpoint_, why));
     }
   }
 
@@ -154,20 +158,17 @@ class StepChannel::Stream final
   }
 
  private:
-  // Changes the state, then starts what it allows; see StepStream for why without the lock.
+  using Steps = std::map<uint64_t, std::shared_ptr<PendingStep>>;
+
+  // Changes the state, then starts what it allows; see runtime::StepStream for why without the
+  // lock.
   template <typename Change>
-  bool Update(Change change) ABSL_LOCKS_EXCLUDED(mu_) {
-    bool result = false;
+  void Update(Change change) ABSL_LOCKS_EXCLUDED(mu_) {
     bool write = false;
     {
       const absl::MutexLock lock(&mu_);
-      result = change();
-      write = !writing_ && !queue_.empty() && !broken_;
-      if (write) {
-        request_ = std::move(queue_.front());
-        queue_.pop_front();
-        writing_ = true;
-      }
+      change();
+      write = TakeNextLocked();
       ++starting_;
     }
     if (write) StartWrite(&request_);
@@ -179,12 +180,31 @@ class StepChannel::Stream final
       released_ = released_ || release;
     }
     if (release) RemoveHold();
-    return result;
+  }
+
+  // Whether request_ is to be written now.
+  bool TakeNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    while (!writing_ && !broken_ && !queued_.empty()) {
+      Steps::node_type next = queued_.extract(queued_.begin());
+      PendingStep& step = *next.mapped();
+      queued_bytes_ -= step.bytes();
+      const absl::Time now = absl::Now();
+      if (now >= step.deadline()) {
+        step.Answer(Unsent());
+        continue;
+      }
+      request_ = step.TakeRequest(now);
+      sent_.insert(std::move(next));
+      writing_ = true;
+      return true;
+    }
+    return false;
   }
 
   // The first member is the last to go: after the context, which refers to the channel.
   const LiveStreams::Token token_;
   const std::string endpoint_;
+  const QueueLimits limits_;
   grpc::ClientContext context_;
   v1::StoreStepResponse response_;
   // Belongs to the write in flight while writing_ says so.
@@ -192,8 +212,11 @@ class StepChannel::Stream final
 
   absl::Mutex mu_;
   std::shared_ptr<Stream> self_ ABSL_GUARDED_BY(mu_);
-  std::map<uint64_t, std::shared_ptr<Pending>> pending_ ABSL_GUARDED_BY(mu_);
-  std::deque<v1::StoreStepRequest> queue_ ABSL_GUARDED_BY(mu_);
+  // By request id: in the order in which they came.
+  Steps queued_ ABSL_GUARDED_BY(mu_);
+  uint64_t queued_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  // Those being written are among them.
+  Steps sent_ ABSL_GUARDED_BY(mu_);
   int starting_ ABSL_GUARDED_BY(mu_) = 0;
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;
@@ -201,43 +224,85 @@ class StepChannel::Stream final
   bool released_ ABSL_GUARDED_BY(mu_) = false;
 };
 
-StepChannel::StepChannel(StepStub& stub, std::string endpoint)
-    : stub_(stub), endpoint_(std::move(endpoint)), live_(std::make_shared<LiveStreams>()) {}
+StepChannel::StepChannel(StepStub& stub, std::string endpoint, QueueLimits limits)
+    : stub_(stub),
+      endpoint_(std::move(endpoint)),
+      limits_(limits),
+      live_(std::make_shared<LiveStreams>()) {}
 
 StepChannel::~StepChannel() {
+  Cancel();
   {
     const absl::MutexLock lock(&mu_);
-    for (const std::weak_ptr<Stream>& opened : opened_) {
-      if (const std::shared_ptr<Stream> stream = opened.lock(); stream != nullptr) {
-        stream->Cancel();
-      }
-    }
     stream_ = nullptr;
   }
   live_->AwaitNone();
 }
 
-std::shared_ptr<StepChannel::Pending> StepChannel::Start(v1::StoreStepRequest request) {
-  auto pending = std::make_shared<Pending>();
+void StepChannel::Cancel() {
   const absl::MutexLock lock(&mu_);
-  request.set_request_id(next_id_++);
-  // A stream can break between the look and the send; a fresh one then takes the step.
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    if (stream_ == nullptr || !stream_->usable()) {
-      stream_ = Stream::Open(stub_, endpoint_, live_);
-      opened_.erase(std::remove_if(opened_.begin(), opened_.end(),
-                                   [](const auto& opened) { return opened.expired(); }),
-                    opened_.end());
-      opened_.push_back(stream_);
-    }
-    if (stream_->Send(request, pending)) return pending;
+  cancelled_ = true;
+  for (const std::weak_ptr<Stream>& opened : opened_) {
+    if (const std::shared_ptr<Stream> stream = opened.lock(); stream != nullptr) stream->Cancel();
   }
-  pending->Answer(engine::ShardUnavailable(endpoint_, "the stream broke"));
-  return pending;
 }
 
-absl::StatusOr<v1::StoreStepResponse> StepChannel::Wait(Pending& pending, absl::Time deadline) {
-  return pending.Wait(deadline);
+void StepChannel::ForgetBrokenLocked() {
+  if (stream_ == nullptr || stream_->usable()) return;
+  stream_ = nullptr;
+  ++breaks_;
+}
+
+void StepChannel::OpenLocked() {
+  ForgetBrokenLocked();
+  if (stream_ != nullptr || cancelled_) return;
+  stream_ = Stream::Open(stub_, endpoint_, limits_, live_);
+  opened_.erase(std::remove_if(opened_.begin(), opened_.end(),
+                               [](const auto& opened) { return opened.expired(); }),
+                opened_.end());
+  opened_.push_back(stream_);
+}
+
+uint64_t StepChannel::Open() {
+  const absl::MutexLock lock(&mu_);
+  OpenLocked();
+  return breaks_;
+}
+
+uint64_t StepChannel::breaks() {
+  const absl::MutexLock lock(&mu_);
+  ForgetBrokenLocked();
+  return breaks_;
+}
+
+std::shared_ptr<PendingStep> StepChannel::Start(v1::StoreStepRequest request, absl::Time deadline,
+                                                absl::Time row_deadline) {
+  const absl::MutexLock lock(&mu_);
+  request.set_request_id(next_id_++);
+  auto step = std::make_shared<PendingStep>(std::move(request), deadline, row_deadline);
+  if (cancelled_) {
+    step->Answer(engine::Draining());
+    return step;
+  }
+  OpenLocked();
+  if (const absl::Status sent = stream_->Send(step); !sent.ok()) step->Answer(sent);
+  return step;
+}
+
+StepAnswer StepChannel::Wait(PendingStep& step) {
+  if (!step.Await()) {
+    bool unsent = false;
+    const absl::MutexLock lock(&mu_);
+    for (const std::weak_ptr<Stream>& opened : opened_) {
+      const std::shared_ptr<Stream> stream = opened.lock();
+      unsent = unsent || (stream != nullptr && stream->Withdraw(step.id()));
+    }
+    // An answer that came meanwhile stands.
+    step.Answer(unsent ? Unsent()
+                       : absl::DeadlineExceededError(
+                             "the store did not answer within the step's deadline"));
+  }
+  return step.TakeAnswer();
 }
 
 }  // namespace terrace::kv_store

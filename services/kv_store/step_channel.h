@@ -3,15 +3,16 @@
 #ifndef TERRACE_SERVICES_KV_STORE_STEP_CHANNEL_H_
 #define TERRACE_SERVICES_KV_STORE_STEP_CHANNEL_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "services/kv_store/pending_step.h"
 #include "terrace/v1/kv_store.pb.h"
 
 namespace terrace::kv_store {
@@ -21,27 +22,46 @@ class StepStub;
 // Thread-safe.
 class StepChannel {
  public:
-  // A step that was sent.
-  class Pending;
+  // What may wait to be written while the store reads slowly. One step always may.
+  struct QueueLimits {
+    size_t steps = 1024;
+    uint64_t bytes = uint64_t{256} << 20;
+  };
 
   // `stub` makes streams to the store at `endpoint`; it must outlive the channel. The destructor
   // ends the streams and waits until gRPC is done with them.
-  StepChannel(StepStub& stub, std::string endpoint);
+  StepChannel(StepStub& stub, std::string endpoint, QueueLimits limits);
   ~StepChannel();
   StepChannel(const StepChannel&) = delete;
   StepChannel& operator=(const StepChannel&) = delete;
 
-  // Sends; request_id is set here.
-  std::shared_ptr<Pending> Start(v1::StoreStepRequest request);
-  // The answer. DeadlineExceeded: the step may have run. Unavailable when the store is gone.
-  absl::StatusOr<v1::StoreStepResponse> Wait(Pending& pending, absl::Time deadline);
+  // Sends; request_id and the remaining times are set here, the latter just before it is written.
+  // InfiniteFuture means no deadline. A step whose deadline has passed by then is not written.
+  std::shared_ptr<PendingStep> Start(v1::StoreStepRequest request, absl::Time deadline,
+                                     absl::Time row_deadline);
+  // The answer. DeadlineExceeded: the step may have run if the message says that it was sent; it
+  // is not sent later. Unavailable when the store is gone, ResourceExhausted when too much waits to
+  // be written. Once for each step.
+  StepAnswer Wait(PendingStep& step);
+
+  // Ends the streams: steps in flight are answered with Unavailable, and so are new ones.
+  void Cancel();
+
+  // Opens a stream unless one is open: without one nothing can break. Returns breaks().
+  uint64_t Open();
+  // Changes when a stream has broken: the store at the endpoint may be another one since.
+  uint64_t breaks();
 
  private:
   class Stream;
   class LiveStreams;
 
+  void OpenLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ForgetBrokenLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   StepStub& stub_;
   const std::string endpoint_;
+  const QueueLimits limits_;
   absl::Mutex mu_;
   // The one that takes new steps.
   std::shared_ptr<Stream> stream_ ABSL_GUARDED_BY(mu_);
@@ -49,6 +69,8 @@ class StepChannel {
   std::vector<std::weak_ptr<Stream>> opened_ ABSL_GUARDED_BY(mu_);
   const std::shared_ptr<LiveStreams> live_;
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
+  uint64_t breaks_ ABSL_GUARDED_BY(mu_) = 0;
+  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace terrace::kv_store

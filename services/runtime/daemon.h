@@ -13,8 +13,9 @@
 
 namespace terrace::runtime {
 
-// Exit codes: 0 stopped on request (or --help, --version, a good --check-config), 1 the settings
-// are bad or the daemon failed, above 100 the command line cannot be read.
+// Exit codes, which --help tells: 0 stopped on request (or --help, --version, a good
+// --check-config), 1 the settings are bad or the daemon failed, 2 the command line, environment or
+// configuration file cannot be read.
 int Main(CLI::App& app, int argc, char** argv, const ServerFlags& flags,
          const std::function<absl::Status()>& validate, const std::function<absl::Status()>& run);
 

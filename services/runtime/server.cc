@@ -12,8 +12,11 @@
 #include <cstdio>
 #include <fstream>
 #include <memory>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "services/runtime/version.h"
 
 namespace terrace::runtime {
@@ -52,6 +55,22 @@ void SetHealth(grpc::Server& server, bool ready) {
   health->SetServingStatus("liveness", true);
 }
 
+// Shutdown cancels calls at the deadline, but returns only when their handlers have: a handler that
+// waits for somebody else has to be told.
+void StopServer(grpc::Server& server, absl::Duration timeout, const std::function<void()>& cancel) {
+  const absl::Time deadline = absl::Now() + timeout;
+  absl::Notification stopped;
+  std::thread canceller([&] {
+    if (stopped.WaitForNotificationWithDeadline(deadline) || !cancel) return;
+    spdlog::warn("event=cancelling_calls");
+    cancel();
+  });
+  server.Shutdown(absl::ToChronoTime(deadline));
+  server.Wait();
+  stopped.Notify();
+  canceller.join();
+}
+
 }  // namespace
 
 void InitProcess(const std::string& log_level) {
@@ -64,7 +83,8 @@ void InitProcess(const std::string& log_level) {
 }
 
 absl::Status Serve(const ServerFlags& flags, absl::string_view name,
-                   const std::vector<grpc::Service*>& services, Drain& drain) {
+                   const std::vector<grpc::Service*>& services, Drain& drain,
+                   const std::function<void()>& cancel) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
@@ -95,9 +115,7 @@ absl::Status Serve(const ServerFlags& flags, absl::string_view name,
                absl::FormatDuration(flags.drain_timeout));
   SetHealth(*server, false);
   drain.Start();
-  server->Shutdown(std::chrono::system_clock::now() +
-                   absl::ToChronoMilliseconds(flags.drain_timeout));
-  server->Wait();
+  StopServer(*server, flags.drain_timeout, cancel);
   spdlog::info("event=stopped");
   return absl::OkStatus();
 }

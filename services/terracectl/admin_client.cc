@@ -117,6 +117,8 @@ absl::StatusOr<v1::ListSequencesResponse> AdminClient::ListSequences(const ListO
     for (v1::SequenceSummary& sequence : *page->mutable_sequences()) {
       *all.add_sequences() = std::move(sequence);
     }
+    // Every page tells what it lacks; the last one tells for the list.
+    all.mutable_unreachable()->Swap(page->mutable_unreachable());
     const std::string& token = page->next_page_token();
     const bool full =
         options.limit > 0 && static_cast<uint64_t>(all.sequences_size()) >= options.limit;

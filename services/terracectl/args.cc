@@ -28,7 +28,8 @@ Exit status:
   0  done
   1  the server refused, its answer was not understood, or the output could not be written
   2  wrong usage
-  3  unavailable: no connection to the endpoint, or it drains or lacks a shard; worth a retry
+  3  unavailable: no connection to the endpoint, or it drains; or a shard does not answer: a list
+     then has what the others hold, and names those it lacks. Worth a retry
   4  not found: no such sequence
   5  connected, but no answer within --timeout
 )";

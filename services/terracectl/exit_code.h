@@ -10,7 +10,8 @@ enum class ExitCode : int {
   // contract, or the output could not be written.
   kFailed = 1,
   kUsage = 2,
-  // No connection, or the server answered UNAVAILABLE (draining, a shard gone). Worth a retry.
+  // No connection, or the server answered UNAVAILABLE (draining, a shard gone), or a list that was
+  // printed lacks shards which do not answer. Worth a retry.
   kUnavailable = 3,
   kNotFound = 4,
   // Connected, but no answer within --timeout.

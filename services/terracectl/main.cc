@@ -27,24 +27,42 @@ View TerminalView() {
           .width = sized ? size.ws_col : size_t{0}};
 }
 
+// What is printed, and the exit code once it is.
+struct Output {
+  std::string text;
+  ExitCode code = ExitCode::kOk;
+};
+
 template <typename Answer>
-absl::StatusOr<std::string> Render(const absl::StatusOr<Answer>& answer, const Args& args,
-                                   std::string (*table)(const Answer&, const View&)) {
+absl::StatusOr<Output> Render(const absl::StatusOr<Answer>& answer, const Args& args,
+                              std::string (*table)(const Answer&, const View&)) {
   if (!answer.ok()) return answer.status();
-  return args.output == OutputFormat::kJson ? ToJson(*answer) : table(*answer, TerminalView());
+  if (args.output == OutputFormat::kTable) return Output{table(*answer, TerminalView())};
+  absl::StatusOr<std::string> json = ToJson(*answer);
+  if (!json.ok()) return json.status();
+  return Output{*std::move(json)};
 }
 
-absl::StatusOr<std::string> Ask(AdminClient& client, const Args& args) {
+// The same for a list that may lack shards.
+template <typename Answer>
+absl::StatusOr<Output> RenderList(const absl::StatusOr<Answer>& answer, const Args& args,
+                                  std::string (*table)(const Answer&, const View&)) {
+  absl::StatusOr<Output> output = Render(answer, args, table);
+  if (output.ok() && !answer->unreachable().empty()) output->code = ExitCode::kUnavailable;
+  return output;
+}
+
+absl::StatusOr<Output> Ask(AdminClient& client, const Args& args) {
   switch (args.command) {
     case Command::kTiers:
-      return Render(client.ListTiers(), args, TiersTable);
+      return RenderList(client.ListTiers(), args, TiersTable);
     case Command::kSequences:
-      return Render(client.ListSequences({args.tenant, args.page_size, args.limit}), args,
-                    SequencesTable);
+      return RenderList(client.ListSequences({args.tenant, args.page_size, args.limit}), args,
+                        SequencesTable);
     case Command::kDescribe:
       return Render(client.DescribeSequence(args.handle), args, SequenceTable);
     case Command::kVersion:
-      return VersionText(args.output);
+      return Output{VersionText(args.output)};
   }
   std::abort();
 }
@@ -58,9 +76,12 @@ ExitCode Print(absl::string_view text) {
 
 ExitCode Run(const Args& args) {
   AdminClient client(args.endpoint, args.timeout);
-  const auto text = Ask(client, args);
-  if (text.ok()) return Print(*text);
-  const Failure failure = {text.status(), args.endpoint, args.timeout, client.Connected()};
+  const auto output = Ask(client, args);
+  if (output.ok()) {
+    const ExitCode printed = Print(output->text);
+    return printed == ExitCode::kOk ? output->code : printed;
+  }
+  const Failure failure = {output.status(), args.endpoint, args.timeout, client.Connected()};
   std::fputs(DescribeFailure(failure).c_str(), stderr);
   return ExitCodeOf(failure);
 }
@@ -68,6 +89,8 @@ ExitCode Run(const Args& args) {
 }  // namespace
 }  // namespace terrace::terracectl
 
+// Only a mistake in our own options throws, and then the process may end.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   using namespace terrace::terracectl;
   const auto parsed = ParseArgs(argc, argv);

@@ -209,10 +209,20 @@ std::string ResidencySummary(const v1::DescribeSequenceResponse& answer) {
                       " in host memory, ", FormatPercent(disk, blocks), " on disk\n");
 }
 
+// What is not in the list because its shard does not answer.
+template <typename Answer>
+std::string Missing(const Answer& answer) {
+  std::string text;
+  for (const google::rpc::Status& error : answer.unreachable()) {
+    absl::StrAppend(&text, "Missing: ", Printable(error.message()), "\n");
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string TiersTable(const v1::ListTiersResponse& answer, const View& view) {
-  if (answer.tiers().empty()) return "No tiers.\n";
+  if (answer.tiers().empty()) return absl::StrCat("No tiers.\n", Missing(answer));
   TextTable usage = UsageRows(answer, view.bars);
   if (view.bars && view.width > 0 && usage.Width() > view.width) {
     usage = UsageRows(answer, /*bars=*/false);
@@ -223,12 +233,14 @@ std::string TiersTable(const v1::ListTiersResponse& answer, const View& view) {
     absl::StrAppend(&text, "\nLast error of ", TierText(tier.tier()), " on shard ", tier.shard(),
                     ": ", Printable(tier.last_error()), "\n");
   }
-  return absl::StrCat(text, "\n", TiersSummary(answer));
+  return absl::StrCat(text, "\n", TiersSummary(answer), Missing(answer));
 }
 
 std::string SequencesTable(const v1::ListSequencesResponse& answer, const View& view) {
   const bool more = !answer.next_page_token().empty();
-  if (answer.sequences().empty() && !more) return "No sequences.\n";
+  if (answer.sequences().empty() && !more) {
+    return absl::StrCat("No sequences.\n", Missing(answer));
+  }
   TextTable table({{"HANDLE"},
                    {"TENANT"},
                    {"MODEL"},
@@ -253,7 +265,8 @@ std::string SequencesTable(const v1::ListSequencesResponse& answer, const View& 
   // Rows that forks share count for each of them, so that the bytes can exceed what tiers hold.
   return absl::StrCat(table.Render(), "\n", FormatCountOf(answer.sequences_size(), "sequence"),
                       ", ", FormatCountOf(tokens, "token"), ", ", FormatBytes(host), " host, ",
-                      FormatBytes(disk), " disk", more ? "; there are more (--limit)\n" : "\n");
+                      FormatBytes(disk), " disk", more ? "; there are more (--limit)\n" : "\n",
+                      Missing(answer));
 }
 
 std::string SequenceTable(const v1::DescribeSequenceResponse& answer, const View& view) {

@@ -23,6 +23,8 @@ struct View {
   size_t width = 0;
 };
 
+// Both lists end with a line for each shard that does not answer and so is not in it.
+
 // A line per tier and shard of what it holds, another of what went through it (in blocks of rows,
 // and in bytes of the device), the last error of each that has one, and sums by tier. Two tables,
 // because one would be wider than most terminals.

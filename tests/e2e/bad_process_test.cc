@@ -59,39 +59,51 @@ TEST(CommandLineTest, IsRefusedWithTheFlagAndWhatItTakes) {
   const struct {
     const char* program;
     std::vector<std::string> arguments;
-    // 0 stands for any code of the command-line parser, all above 100.
     int exit_code;
     std::vector<const char*> words;
   } cases[] = {
-      {kStoreProgram, {"--no-such-flag"}, 0, {"--no-such-flag"}},
-      {kStoreProgram, {"--host-bytes", "lots"}, 0, {"host-bytes", "\"lots\"", "20MiB"}},
-      {kStoreProgram, {"--host-bytes", "-1"}, 0, {"host-bytes"}},
+      {kStoreProgram, {"--no-such-flag"}, 2, {"--no-such-flag"}},
+      {kStoreProgram, {"--host-bytes", "lots"}, 2, {"host-bytes", "\"lots\"", "20MiB"}},
+      {kStoreProgram, {"--host-bytes", "-1"}, 2, {"host-bytes"}},
       {kStoreProgram, {"--host-bytes", "4KiB"}, 1, {"host", "4096"}},
       {kStoreProgram, {"--disk-path", "x", "--disk-bytes", "1MiB"}, 1, {"disk", "67108864"}},
-      {kStoreProgram, {"--shard", "65536"}, 0, {"shard"}},
-      {kStoreProgram, {"--durability", "maybe"}, 0, {"durability", "maybe"}},
+      {kStoreProgram, {"--shard", "65536"}, 2, {"shard"}},
+      {kStoreProgram, {"--durability", "maybe"}, 2, {"durability", "maybe"}},
       {kStoreProgram, {"--block-tokens", "48"}, 1, {"block-tokens", "48", "power of two"}},
       {kStoreProgram, {"--listen", "0.0.0.0:0"}, 1, {"0.0.0.0:0", "--allow-plaintext"}},
       {kStoreProgram, {"--listen", "nowhere"}, 1, {"nowhere"}},
       {kStoreProgram, {"--threads", "0"}, 1, {"threads", "got 0", "1 to 1024"}},
-      {kStoreProgram, {"--config", "/nonexistent.toml"}, 0, {"/nonexistent.toml"}},
-      {kWorkerProgram, {"--no-such-flag"}, 0, {"--no-such-flag"}},
+      {kStoreProgram, {"--config", "/nonexistent.toml"}, 2, {"/nonexistent.toml"}},
+      {kWorkerProgram, {"--no-such-flag"}, 2, {"--no-such-flag"}},
       {kWorkerProgram, {"--listen", "[::]:0"}, 1, {"[::]:0", "--allow-plaintext"}},
       {kWorkerProgram, {"--engine", "remote"}, 1, {"stores", "HOST:PORT"}},
       {kWorkerProgram, {"--stores", "127.0.0.1:1"}, 1, {"stores", "embedded"}},
-      {kWorkerProgram, {"--engine", "elsewhere"}, 0, {"engine", "elsewhere"}},
-      {kWorkerProgram, {"--remote-mode", "both"}, 0, {"remote-mode", "both"}},
-      {kWorkerProgram, {"--drain-timeout", "soon"}, 0, {"drain-timeout", "\"soon\"", "10s"}},
+      {kWorkerProgram, {"--engine", "elsewhere"}, 2, {"engine", "elsewhere"}},
+      {kWorkerProgram, {"--remote-mode", "both"}, 2, {"remote-mode", "both"}},
+      {kWorkerProgram, {"--drain-timeout", "soon"}, 2, {"drain-timeout", "\"soon\"", "10s"}},
       {kWorkerProgram, {"--max-message-bytes", "1KiB"}, 1, {"max-message-bytes", "64KiB"}},
       {kWorkerProgram, {"--queue-max", "0"}, 1, {"queue-max", "got 0"}},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(::testing::PrintToString(c.arguments));
     const Outcome outcome = RunProgram(c.program, c.arguments);
-    if (c.exit_code != 0) EXPECT_EQ(outcome.exit_code, c.exit_code);
-    if (c.exit_code == 0) EXPECT_GT(outcome.exit_code, 100);
+    EXPECT_EQ(outcome.exit_code, c.exit_code);
     for (const char* word : c.words) EXPECT_THAT(outcome.out + outcome.err, HasSubstr(word));
     EXPECT_THAT(outcome.out + outcome.err, ::testing::Not(HasSubstr("event=serving")));
+  }
+}
+
+TEST(CommandLineTest, HelpOfEveryProgramTellsItsExitCodes) {
+  for (const char* program : {kStoreProgram, kWorkerProgram, kGenerateProgram, kCtlProgram}) {
+    SCOPED_TRACE(program);
+    const Outcome outcome = RunProgram(program, {"--help"});
+    EXPECT_EQ(outcome.exit_code, 0);
+    EXPECT_THAT(outcome.out,
+                ::testing::AnyOf(HasSubstr("Exit codes: 0 "), HasSubstr("Exit status:\n  0  ")));
+    const Outcome wrong = RunProgram(program, {"--no-such-flag"});
+    EXPECT_EQ(wrong.exit_code, 2);
+    EXPECT_THAT(wrong.err, ::testing::Not(IsEmpty()));
+    EXPECT_THAT(wrong.out, IsEmpty());
   }
 }
 

@@ -237,7 +237,7 @@ TEST_P(BadStepTest, FailsAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, BadStepTest, ::testing::ValuesIn(kStepCases),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& step_case) { return std::string(step_case.param.name); });
 
 }  // namespace
 }  // namespace terrace::testing

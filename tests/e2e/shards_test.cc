@@ -51,6 +51,13 @@ TEST_F(ShardsTest, OfABatchOnlyTheItemsOfADeadStoreFail) {
   const Reply dead = ReplyOf(after.results(1).status());
   EXPECT_THAT(dead, Refused(absl::StatusCode::kUnavailable, Words{second_.address()}));
   EXPECT_EQ(dead.metadata.at("endpoint"), second_.address());
+  // Lists have what the other holds, and say what they lack.
+  for (const char* list : {"tiers", "sequences"}) {
+    const Outcome ctl = RunProgram(kCtlProgram, {"--endpoint", worker.address(), list});
+    EXPECT_EQ(ctl.exit_code, 3);
+    EXPECT_THAT(ctl.out, HasSubstr("Missing: kv-store at " + second_.address()));
+    EXPECT_THAT(ctl.out, HasSubstr(list == std::string("tiers") ? "\n1 shard," : "s0000-"));
+  }
   // New sequences go to the store that lives.
   for (int i = 0; i < 8; ++i) EXPECT_EQ(client.Open(kShape).handle().substr(0, 5), "s0000");
 }

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <fstream>
 #include <functional>
@@ -250,7 +251,6 @@ TEST_F(DiskTierTest, DeletesExactlyWhatItIsTold) {
   batch.DeleteBlocks(Key(4, 0x100), 6, layout_.granules());
   batch.DeleteBlocks(Key(4, 0xfe), 200, layout_.granules());
   ASSERT_OK(tier_->Write(batch, false, DiskTier::Growth::kFrees));
-  EXPECT_TRUE(tier_->reclaimable());
   for (uint32_t block = 0; block < 6; ++block) {
     const auto kept = block < 4 ? CellRead::Outcome::kRead : CellRead::Outcome::kCorrupt;
     EXPECT_EQ(ReadGranule(block, 3, 0xfe).outcome, kept) << block;
@@ -278,7 +278,12 @@ TEST_F(DiskTierTest, StaysWithinItsBudgetAndReclaimsWhatWasDeleted) {
   DiskBatch batch;
   batch.DeleteSegment(SegmentId{21});
   ASSERT_OK(tier_->Write(batch, false, DiskTier::Growth::kFrees));
-  ASSERT_OK(tier_->Reclaim());
+  std::atomic<bool> cancelled = true;
+  EXPECT_THAT(tier_->Reclaim(/*goal_bytes=*/0, cancelled),
+              StatusIs(absl::StatusCode::kUnavailable));
+  cancelled = false;
+  ASSERT_OK(tier_->Reclaim(options_.bytes * 3 / 4, cancelled));
+  EXPECT_LE(tier_->used_bytes(), options_.bytes * 3 / 4);
   EXPECT_LE(tier_->used_bytes(), options_.bytes);
   EXPECT_OK(WriteBlocks(0, 256, 23));
   for (uint32_t block = 0; block < blocks; block += 7) {

@@ -228,7 +228,8 @@ TEST_F(StoreFaultTest, ARottenTailIsLost) {
   ASSERT_EQ(Rot(absl::MakeConstSpan(rows).first(9 * layout_.row_bytes)), 1);
   Open();
   segment = OnlyRecovered();
-  EXPECT_THAT(store_->RestoreTail(*segment, Soon()), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(store_->RestoreTail(*segment, 1, Soon()), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_OK(store_->RestoreTail(*segment, 0, Soon()));
   EXPECT_EQ(store_->DiskStats().corrupt_granules, 1u);
 }
 

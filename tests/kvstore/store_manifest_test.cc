@@ -299,8 +299,8 @@ TEST_F(StoreManifestTest, ATailSurvivesARestart) {
   segment.reset();
   Open();
   segment = OnlyRecovered();
-  ASSERT_OK(store_->RestoreTail(*segment, Soon()));
   for (uint16_t layer = 0; layer < 2; ++layer) {
+    ASSERT_OK(store_->RestoreTail(*segment, layer, Soon()));
     EXPECT_EQ(store_->Durable(*segment, layer).end_block, 2u);
     ASSERT_EQ(store_->Durable(*segment, layer).tail_rows, tails[layer]);
     for (uint16_t head = 0; head < 2; ++head) {
@@ -319,14 +319,83 @@ TEST_F(StoreManifestTest, ATailSurvivesARestart) {
   ASSERT_OK(store_->Flush(*segment, {}, Soon()));
   EXPECT_EQ(store_->Durable(*segment, 0).tail_rows, 0u);
   EXPECT_EQ(store_->Durable(*segment, 0).end_block, 3u);
-  ASSERT_OK(store_->DropTail(*segment));
+  ASSERT_OK(store_->CutTail(*segment, 2, 0, Soon()));
   EXPECT_EQ(store_->Durable(*segment, 1).tail_rows, 0u);
   segment.reset();
   Open();
   segment = OnlyRecovered();
   EXPECT_EQ(store_->Durable(*segment, 0).end_block, 3u);
   EXPECT_EQ(store_->Durable(*segment, 1).tail_rows, 0u);
-  EXPECT_OK(store_->RestoreTail(*segment, Soon()));
+  EXPECT_OK(store_->RestoreTail(*segment, 1, Soon()));
+}
+
+TEST_F(StoreManifestTest, ACutLeavesTheTailBelowItDurable) {
+  struct Case {
+    uint32_t block, rows, kept;
+  };
+  for (const Case& c :
+       {Case{2, 11, 10}, {2, 10, 10}, {2, 9, 9}, {2, 1, 1}, {2, 0, 0}, {1, 15, 0}, {3, 0, 10}}) {
+    SCOPED_TRACE(::testing::Message() << c.block << ", " << c.rows);
+    Open();
+    SegmentRef segment = NewSegment();
+    ASSERT_OK(Commit("sequence", {{segment, 0, kOpenEnd}}));
+    ASSERT_OK(AppendBlocks(*store_, *segment, 0, 2));
+    ASSERT_OK(store_->Reserve(*segment, 1, 2, 3, Soon()));
+    const BlockKey key{store_->id(*segment), 1, 1, 2};
+    const std::vector<std::byte> rows = RowsOf(layout_, key);
+    std::byte* open = store_->OpenRows(*segment, 1, 1, 2);
+    std::memcpy(open, rows.data(), rows.size());
+    ASSERT_OK(store_->Flush(*segment, std::vector<uint32_t>{0, 10}, Soon()));
+    ASSERT_OK(store_->CutTail(*segment, c.block, c.rows, Soon()));
+    EXPECT_EQ(store_->Durable(*segment, 1).tail_rows, c.kept);
+    // What is written over the cut rows counts for nothing.
+    std::memset(open + size_t{c.kept} * layout_.row_bytes, 0xEE,
+                (layout_.block_tokens - c.kept) * layout_.row_bytes);
+    segment.reset();
+    Open();
+    segment = OnlyRecovered();
+    EXPECT_EQ(store_->Durable(*segment, 0).tail_rows, 0u);
+    ASSERT_EQ(store_->Durable(*segment, 1).tail_rows, c.kept);
+    ASSERT_OK(store_->RestoreTail(*segment, 1, Soon()));
+    if (c.kept > 0) {
+      EXPECT_EQ(std::memcmp(store_->OpenRows(*segment, 1, 1, 2), rows.data(),
+                            size_t{c.kept} * layout_.row_bytes),
+                0);
+    }
+    ASSERT_OK(store_->DeleteManifest("sequence"));
+  }
+}
+
+TEST_F(StoreManifestTest, ATailWrittenAheadIsThereOnceAManifestNamesIt) {
+  for (const bool named : {false, true}) {
+    SCOPED_TRACE(named);
+    Open();
+    SegmentRef segment = NewSegment();
+    ASSERT_OK(store_->Reserve(*segment, 0, 0, 1, Soon()));
+    for (uint16_t head = 0; head < 2; ++head) {
+      const std::vector<std::byte> rows = RowsOf(layout_, {store_->id(*segment), 0, head, 0});
+      std::memcpy(store_->OpenRows(*segment, 0, head, 0), rows.data(), rows.size());
+    }
+    EXPECT_THAT(store_->WriteTail(*segment, std::vector<uint32_t>{16, 0}, Soon()),
+                StatusIs(absl::StatusCode::kInvalidArgument));
+    ASSERT_OK(store_->WriteTail(*segment, std::vector<uint32_t>{7, 0}, Soon()));
+    EXPECT_EQ(store_->Durable(*segment, 0).tail_rows, 7u);
+    if (named) {
+      ASSERT_OK(Commit("sequence", {{segment, 0, kOpenEnd}}));
+    }
+    const SegmentId id = store_->id(*segment);
+    segment.reset();
+    Open();
+    const std::vector<Manifest> recovered = store_->TakeRecovered();
+    ASSERT_EQ(recovered.size(), named ? 1u : 0u);
+    if (!named) continue;
+    Segment& back = *recovered[0].ranges[0].segment;
+    ASSERT_EQ(store_->Durable(back, 0).tail_rows, 7u);
+    ASSERT_OK(store_->RestoreTail(back, 0, Soon()));
+    EXPECT_EQ(std::memcmp(store_->OpenRows(back, 0, 1, 0), RowsOf(layout_, {id, 0, 1, 0}).data(),
+                          7 * layout_.row_bytes),
+              0);
+  }
 }
 
 TEST_F(StoreManifestTest, AFlushChecksItsTails) {

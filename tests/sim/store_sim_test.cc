@@ -167,7 +167,7 @@ class StoreSim {
 
   // Rows that a flush has written are overwritten now.
   bool DropStaleTail(SegmentModel& segment) {
-    const absl::Status status = store_->DropTail(*segment.segment);
+    const absl::Status status = store_->CutTail(*segment.segment, segment.first_block, 0, Soon());
     if (!status.ok()) {
       EXPECT_TRUE(writes_fail_) << status;
       return false;
@@ -397,8 +397,8 @@ class StoreSim {
   }
 
   void CheckTails(SegmentModel& segment) {
-    ASSERT_OK(store_->RestoreTail(*segment.segment, Soon()));
     for (uint16_t layer = 0; layer < layout_.layers; ++layer) {
+      ASSERT_OK(store_->RestoreTail(*segment.segment, layer, Soon()));
       const SegmentModel::Tail tail = std::exchange(segment.tails[layer], {});
       const DurableExtent durable = store_->Durable(*segment.segment, layer);
       // Written behind since, the block counts for more than its tail.

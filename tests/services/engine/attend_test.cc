@@ -166,7 +166,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"d128_group8", 128, 8, 1, 1, attention::Dtype::kFloat32},
                       Case{"d64_bf16", 64, 2, 2, 1, attention::Dtype::kBFloat16},
                       Case{"d24_fp16", 24, 3, 2, 1, attention::Dtype::kFloat16}),
-    [](const ::testing::TestParamInfo<Case>& info) { return std::string(info.param.name); });
+    [](const ::testing::TestParamInfo<Case>& each) { return std::string(each.param.name); });
 
 TEST(AttendLayoutTest, BlockAndStripeSizesDoNotChangeTheAnswer) {
   const Geometry geometry = SmallGeometry();

@@ -166,7 +166,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Setting{"exact_in_memory", attention::IndexFormat::kExact, false},
                       Setting{"int8_in_memory", attention::IndexFormat::kInt8, false},
                       Setting{"int8_on_disk", attention::IndexFormat::kInt8, true}),
-    [](const ::testing::TestParamInfo<Setting>& info) { return std::string(info.param.name); });
+    [](const ::testing::TestParamInfo<Setting>& each) { return std::string(each.param.name); });
 
 // I11.
 TEST(TenantTest, AnothersSequenceIsAsUnknownAsNone) {

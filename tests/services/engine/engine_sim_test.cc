@@ -152,7 +152,7 @@ class EngineSim {
     EXPECT_EQ(info->length, length);
     s.plain.Truncate(length);
     s.length = length;
-    // A cut may leave rows durable that a flush had made so, or not: its answer says which.
+    EXPECT_GE(info->durable_length, std::min(length, s.durable));
     s.durable = info->durable_length;
   }
 

@@ -42,9 +42,47 @@ absl::Status AppendBlock(const Case& c, float k, float v) {
   EXPECT_EQ(engine->Get({}, info.handle)->length, status.ok() ? 64 : 0);
   if (!status.ok()) return status;
   const attention::Policy policy = Sparq(4, 8, 1, 0, attention::ValueMean::kMean);
-  const Step step = ReadStep(info, 1, 0, 63, 1, policy);
-  EXPECT_OK(RunOne(*engine, 0, step).status);
+  const engine::StepResult result = RunOne(*engine, 0, ReadStep(info, 1, 0, 63, 1, policy));
+  // The sum of the largest values overflows, and is not passed off as an answer.
+  if (v > 1e38F) {
+    EXPECT_THAT(result.status,
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("q: got query 0, head 0")));
+  } else {
+    EXPECT_OK(result.status);
+  }
   return status;
+}
+
+// A step whose q, k and v are finite and so large that logits or sums of values are not.
+TEST(MagnitudeTest, AnAnswerThatIsNotFiniteIsNone) {
+  const auto engine = OpenEngine(MemoryOptions());
+  struct Size {
+    float q, k, v;
+  };
+  for (const Size size : {Size{1e30F, 1e30F, 1}, Size{1, 1, FLT_MAX}, Size{FLT_MAX, 1, 1}}) {
+    for (const attention::Policy& policy : {Sparq(16, 70), Sparq(4, 8), attention::Policy()}) {
+      SCOPED_TRACE(::testing::Message() << size.q << ", " << size.k << ", " << size.v << ", "
+                                        << attention::PolicyName(policy));
+      const SequenceInfo info = *engine->Create({}, Spec(SmallGeometry()));
+      KvRows rows = MakeRows(info.spec.geometry, 1, 0, 0, 70);
+      std::fill(rows.k.begin(), rows.k.end(), size.k);
+      std::fill(rows.v.begin(), rows.v.end(), size.v);
+      Step step = ReadStep(info, 1, 0, 0, 70, policy);
+      std::vector<float> q(size_t{70} * 4 * 16, 1.0F);
+      // The last query's second head, where q is what is large.
+      std::fill(q.end() - 48, q.end() - 32, size.q);
+      step.q = MakeTensor(q, 70, 4, 16);
+      step.k = MakeTensor(rows.k, 70, 2, 16);
+      step.v = MakeTensor(rows.v, 70, 2, 16);
+      const engine::StepResult result = RunOne(*engine, 0, step);
+      const std::string who = size.v > 1 ? "q: got query " : "q: got query 69, head 1";
+      EXPECT_THAT(result.status, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(who)));
+      EXPECT_TRUE(result.appended);
+      EXPECT_TRUE(result.output.empty());
+      EXPECT_TRUE(result.account.alpha.empty());
+      ASSERT_OK(engine->Delete({}, info.handle));
+    }
+  }
 }
 
 TEST(MagnitudeTest, WhatStorageOrIndexCannotHoldIsRefusedAtOnce) {

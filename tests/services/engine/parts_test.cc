@@ -144,6 +144,64 @@ TEST_F(PartsTest, HeldRowsStayAndTheAnswerTheSame) {
   }
 }
 
+// A store that attends itself has use for none but its own.
+TEST_F(PartsTest, HeldRowsMeanNothingToAPartial) {
+  for (const attention::Policy& policy : {Sparq(5, 20, 3, 2), attention::Policy()}) {
+    const Step step = ReadStep(info_, kSeed, 0, 199, 1, policy);
+    HeldRows held;
+    held.generation = Run(step, PartForm::kPartial).generation;
+    std::vector<uint32_t> all;
+    for (uint32_t position = 0; position < 200; ++position) all.push_back(position);
+    held.positions.assign(geometry_.kv_heads, all);
+    const StepPart without = Run(step, PartForm::kPartial);
+    const StepPart with = Run(step, PartForm::kPartial, held);
+    ASSERT_OK(with.status);
+    EXPECT_EQ(with.output, without.output);
+    EXPECT_EQ(with.lse, without.lse);
+    EXPECT_EQ(with.account.host.row_bytes, without.account.host.row_bytes);
+  }
+}
+
+// The bound counts what an answer carries beside its fixed parts: selections and shipped rows.
+TEST(AnswerLimitTest, AnAnswerOfTheLimitIsGivenAndAByteMoreIsNot) {
+  const uint64_t row_bytes = 2 * 16 * sizeof(float);
+  struct Case {
+    attention::Policy policy;
+    PartForm form;
+    bool selection;
+    int64_t queries;
+    uint64_t bytes;
+  };
+  for (const Case& c : {
+           Case{attention::Policy(), PartForm::kPartial, true, 1, 2 * 100 * 4},
+           Case{Sparq(5, 10), PartForm::kPartial, true, 1, 2 * 10 * 4},
+           Case{Sparq(5, 10), PartForm::kPartial, true, 3, 3 * 2 * 10 * 4},
+           Case{Sparq(5, 10), PartForm::kRows, false, 1, 2 * 10 * row_bytes},
+           Case{Sparq(5, 10), PartForm::kRows, true, 1, 2 * 10 * (row_bytes + 4)},
+           // The window and the sinks may take more than k.
+           Case{Sparq(5, 10, 20, 4), PartForm::kRows, false, 1, 2 * 24 * row_bytes},
+           Case{Sparq(5, 1000), PartForm::kRows, false, 1, 2 * 100 * row_bytes},
+       }) {
+    for (const int64_t more : {-1, 0, 1}) {
+      SCOPED_TRACE(::testing::Message() << c.bytes << " + " << more);
+      engine::EmbeddedOptions options = MemoryOptions();
+      options.limits.max_answer_bytes = static_cast<int64_t>(c.bytes) + more;
+      const auto engine = OpenEngine(options);
+      const SequenceInfo info = *engine->Create({}, Spec(SmallGeometry()));
+      ASSERT_OK(AppendSeed(*engine, info, kSeed, 0, 100));
+      const Step step = ReadStep(info, kSeed, 0, 100 - c.queries, c.queries, c.policy);
+      engine::StepOptions step_options;
+      step_options.return_selection = c.selection;
+      const StepPart part = engine->RunStep({}, 0, step.request(), step_options, c.form, {});
+      if (more < 0) {
+        EXPECT_THAT(part.status, StatusIs(absl::StatusCode::kInvalidArgument));
+      } else {
+        EXPECT_OK(part.status);
+      }
+    }
+  }
+}
+
 TEST_F(PartsTest, TruncateAndResumeOfRowsChangeTheGeneration) {
   const Step step = ReadStep(info_, kSeed, 0, 100, 1, Sparq(5, 20));
   const uint64_t before = Run(step, PartForm::kRows).generation;

@@ -99,7 +99,9 @@ TEST(ErrorTest, DetailsStayWithTheStatus) {
   EXPECT_EQ(back->reason, detail.reason);
   EXPECT_EQ(back->metadata, detail.metadata);
   EXPECT_EQ(back->retry_delay, detail.retry_delay);
-  EXPECT_EQ(DetailOf(WithDetail(status, {.reason = "NEW"}))->reason, "NEW");
+  ErrorDetail newer = detail;
+  newer.reason = "NEW";
+  EXPECT_EQ(DetailOf(WithDetail(status, newer))->reason, "NEW");
   EXPECT_FALSE(DetailOf(absl::UnavailableError("gone")).has_value());
 }
 
@@ -141,7 +143,10 @@ TEST(SequenceRecordTest, ComesBackAsItWas) {
 }
 
 TEST(SequenceRecordTest, WhatIsNotARecordIsALoss) {
-  const std::string good = EncodeRecord({.tenant = "t", .spec = {.geometry = Good()}});
+  SequenceRecord record;
+  record.tenant = "t";
+  record.spec.geometry = Good();
+  const std::string good = EncodeRecord(record);
   for (const std::string& text :
        {std::string(), std::string("{}"), std::string("[1]"), std::string("null"),
         good.substr(0, good.size() - 1), std::string("\xff")}) {

@@ -10,12 +10,10 @@
 #include <thread>
 #include <vector>
 
-#include "services/admin/admin_service.h"
 #include "services/engine/error.h"
 #include "services/engine/handle.h"
-#include "services/kv_store/kv_store_service.h"
 #include "tests/services/engine/engine_client.h"
-#include "tests/services/engine/rpc_server.h"
+#include "tests/services/kv_store/store_server.h"
 #include "tests/status_matchers.h"
 
 namespace terrace::testing {
@@ -25,47 +23,9 @@ using engine::RemoteMode;
 using engine::SequenceInfo;
 using engine::StepResult;
 using kv_store::RemoteEngine;
-using kv_store::RemoteOptions;
 using ::testing::HasSubstr;
 
 constexpr uint64_t kSeed = 1;
-
-// One kv-store: an engine and, while it serves, a server.
-struct Store {
-  explicit Store(engine::EmbeddedOptions options = MemoryOptions()) : engine(OpenEngine(options)) {
-    Start(0);
-  }
-  void Start(int port) {
-    server = std::make_unique<RpcServer>(
-        [this](runtime::Executor& executor, runtime::Drain& drain) {
-          std::vector<std::unique_ptr<grpc::Service>> services;
-          services.push_back(
-              kv_store::MakeKvStoreService(*engine, executor, drain, RpcServer::kMessageBytesMax));
-          services.push_back(admin::MakeAdminService(*engine, executor));
-          return services;
-        },
-        port);
-    ASSERT_TRUE(server->serving());
-  }
-
-  std::unique_ptr<engine::EmbeddedEngine> engine;
-  std::unique_ptr<RpcServer> server;
-};
-
-engine::EmbeddedOptions OnShard(uint16_t shard) {
-  engine::EmbeddedOptions options = MemoryOptions();
-  options.store.shard = shard;
-  return options;
-}
-
-RemoteOptions OptionsFor(const std::vector<std::string>& stores) {
-  RemoteOptions options;
-  options.stores = stores;
-  options.max_message_bytes = RpcServer::kMessageBytesMax;
-  return options;
-}
-
-absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
 
 class RemoteEngineTest : public ::testing::Test {
  protected:

@@ -178,7 +178,7 @@ TEST(ModeChooserTest, TriesBothThenKeepsTheFasterAndProbesTheOther) {
       const RemoteMode mode = chooser.Choose();
       ASSERT_NE(mode, RemoteMode::kAuto);
       ++(mode == RemoteMode::kRows ? rows : partial);
-      chooser.Observe(mode, took(mode));
+      chooser.Observe(mode, took(mode), 1);
     }
     const int slower = rows_faster ? partial : rows;
     EXPECT_GT(slower, 1);
@@ -190,15 +190,34 @@ TEST(ModeChooserTest, FollowsAChange) {
   ModeChooser chooser;
   for (int i = 0; i < 200; ++i) {
     const RemoteMode mode = chooser.Choose();
-    chooser.Observe(mode, absl::Milliseconds(mode == RemoteMode::kRows ? 1 : 2));
+    chooser.Observe(mode, absl::Milliseconds(mode == RemoteMode::kRows ? 1 : 2), 1);
   }
   int rows = 0;
   for (int i = 0; i < 1000; ++i) {
     const RemoteMode mode = chooser.Choose();
     rows += mode == RemoteMode::kRows ? 1 : 0;
-    chooser.Observe(mode, absl::Milliseconds(mode == RemoteMode::kRows ? 10 : 2));
+    chooser.Observe(mode, absl::Milliseconds(mode == RemoteMode::kRows ? 10 : 2), 1);
   }
   EXPECT_LT(rows, 100);
+}
+
+// A batch takes longer than a step of one query, whatever its mode.
+TEST(ModeChooserTest, ComparesTimesPerQuery) {
+  for (const RemoteMode faster : {RemoteMode::kRows, RemoteMode::kPartial}) {
+    ModeChooser chooser;
+    int wrong = 0;
+    for (int i = 0; i < 200; ++i) {
+      const RemoteMode mode = chooser.Choose();
+      wrong += mode == faster ? 0 : 1;
+      if (mode == faster) {
+        chooser.Observe(mode, absl::Milliseconds(100), 100);
+      } else {
+        chooser.Observe(mode, absl::Milliseconds(2), 1);
+      }
+      chooser.Observe(mode, absl::Hours(1), 0);
+    }
+    EXPECT_LT(wrong, 10);
+  }
 }
 
 }  // namespace

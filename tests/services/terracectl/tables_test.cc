@@ -318,5 +318,21 @@ TEST(SequenceTable, IndexFormatIsNamedAndUnspecifiedIsInt8) {
   EXPECT_THAT(SequenceTable(answer, Plain()), ::testing::HasSubstr("\nIndex:      exact\n"));
 }
 
+TEST(TablesTest, ListsEndWithTheShardsThatDoNotAnswer) {
+  v1::ListTiersResponse tiers = ThreeShards();
+  const std::string whole = TiersTable(tiers, Plain());
+  tiers.add_unreachable()->set_message("kv-store at a does not answer");
+  tiers.add_unreachable()->set_message("kv-store at \x1b does not answer");
+  EXPECT_EQ(TiersTable(tiers, Plain()), whole +
+                                            "Missing: kv-store at a does not answer\n"
+                                            "Missing: kv-store at \\x1b does not answer\n");
+  v1::ListSequencesResponse none;
+  none.add_unreachable()->set_message("why");
+  EXPECT_EQ(SequencesTable(none, Plain()), "No sequences.\nMissing: why\n");
+  AddSequence(none, "h", 3);
+  const std::string text = SequencesTable(none, Plain());
+  EXPECT_EQ(text.substr(text.rfind('\n', text.size() - 2) + 1), "Missing: why\n");
+}
+
 }  // namespace
 }  // namespace terrace::terracectl

@@ -144,6 +144,22 @@ TEST(TerracectlProcess, JsonOfAnEmptyStoreHasTheListThatIsEmpty) {
   EXPECT_THAT(Ask(server, {"sequences", "-o", "json"}).out, HasSubstr("\"sequences\": []"));
 }
 
+TEST(TerracectlProcess, AListThatLacksAShardIsPrintedAndUnavailable) {
+  AdminScript script;
+  script.tiers.add_tiers()->set_shard(7);
+  script.tiers.add_unreachable()->set_message("kv-store at [::1]:9 does not answer");
+  FakeAdmin server(script);
+  const auto table = Ask(server, {"tiers"});
+  EXPECT_EQ(table.exit_code, 3);
+  EXPECT_THAT(table.out, HasSubstr("1 shard,"));
+  EXPECT_THAT(table.out, HasSubstr("\nMissing: kv-store at [::1]:9 does not answer\n"));
+  EXPECT_EQ(table.err, "");
+  const auto json = Ask(server, {"tiers", "-o", "json"});
+  EXPECT_EQ(json.exit_code, 3);
+  EXPECT_THAT(json.out, HasSubstr("\"shard\": 7"));
+  EXPECT_THAT(json.out, HasSubstr("kv-store at [::1]:9 does not answer"));
+}
+
 TEST(TerracectlProcess, FollowsPagesToTheEnd) {
   for (const int count : {0, 1, 6, 7, 8, 14, 50}) {
     const AdminScript script = WithSequences(count);

@@ -1,0 +1,136 @@
+#include "services/kv_store/shard_set.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/engine/error.h"
+#include "services/engine/handle.h"
+
+namespace terrace::kv_store {
+namespace {
+
+// Time that a store which has not said who it is gets to do so.
+constexpr absl::Duration kIdentifyTimeout = absl::Seconds(2);
+
+}  // namespace
+
+ShardSet::ShardSet(const std::vector<std::string>& endpoints, uint64_t max_message_bytes) {
+  for (const std::string& endpoint : endpoints) {
+    shards_.push_back(std::make_unique<Shard>(endpoint, max_message_bytes));
+  }
+}
+
+absl::Status ShardSet::Duplicates() {
+  std::map<uint16_t, std::string> seen;
+  for (const std::unique_ptr<Shard>& shard : shards_) {
+    const absl::StatusOr<uint16_t> number = shard->number();
+    if (!number.ok()) continue;
+    const auto [other, fresh] = seen.emplace(*number, shard->endpoint());
+    if (fresh) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("stores: ", other->second, " and ", shard->endpoint(), " are both shard ",
+                     other->first, ", expected a shard number of its own for each"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ShardSet::Connect(absl::Time deadline) {
+  const absl::Status asked = AskAll([](Shard&, size_t) { return absl::OkStatus(); }, deadline);
+  if (absl::Status status = Duplicates(); !status.ok()) return status;
+  return asked;
+}
+
+absl::StatusOr<Shard*> ShardSet::ShardFor(absl::string_view handle) {
+  const std::optional<uint16_t> number = engine::ShardOf(handle);
+  if (!number.has_value()) return engine::SequenceNotFound(handle);
+  std::vector<Shard*> owners;
+  for (const std::unique_ptr<Shard>& shard : shards_) {
+    const absl::StatusOr<uint16_t> known = shard->number();
+    if (known.ok() && *known == *number) owners.push_back(shard.get());
+  }
+  if (owners.size() == 1) return owners[0];
+  // It is not for us to say which of two is the right one.
+  if (absl::Status status = Duplicates(); !status.ok()) return status;
+  absl::Status missing = engine::SequenceNotFound(handle);
+  for (const std::unique_ptr<Shard>& shard : shards_) {
+    const absl::Status status = shard->Identify(absl::Now() + kIdentifyTimeout);
+    const absl::StatusOr<uint16_t> known = shard->number();
+    if (known.ok() && *known == *number) return shard.get();
+    if (!status.ok()) {
+      missing = status;
+    } else if (!known.ok()) {
+      missing = known.status();
+    } else if (shard->Was(*number)) {
+      missing = engine::ShardUnavailable(
+          shard->endpoint(), absl::StrCat("it is shard ", *known, " now, not ", *number));
+    }
+  }
+  return missing;
+}
+
+std::vector<Shard*> ShardSet::Preferred() {
+  std::random_device random;
+  const uint64_t token = (uint64_t{random()} << 32) | random();
+  std::vector<std::pair<uint64_t, Shard*>> weights;
+  for (const std::unique_ptr<Shard>& shard : shards_) {
+    const uint64_t weight =
+        XXH3_64bits_withSeed(shard->endpoint().data(), shard->endpoint().size(), token);
+    weights.emplace_back(weight, shard.get());
+  }
+  std::sort(weights.rbegin(), weights.rend());
+  std::vector<Shard*> preferred;
+  for (const auto& [weight, shard] : weights) preferred.push_back(shard);
+  return preferred;
+}
+
+std::map<uint16_t, Shard*> ShardSet::Known() {
+  std::map<uint16_t, Shard*> known;
+  for (const std::unique_ptr<Shard>& shard : shards_) {
+    const absl::StatusOr<uint16_t> number = shard->number();
+    if (number.ok()) known.emplace(*number, shard.get());
+  }
+  return known;
+}
+
+absl::Status ShardSet::AskAll(const std::function<absl::Status(Shard&, size_t)>& ask,
+                              absl::Time deadline) {
+  std::vector<absl::Status> statuses(shards_.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < shards_.size(); ++i) {
+    threads.emplace_back([this, i, deadline, &ask, &statuses] {
+      Shard& shard = *shards_[i];
+      statuses[i] = shard.Identify(deadline);
+      if (statuses[i].ok()) statuses[i] = ask(shard, i);
+      if (statuses[i].ok()) return;
+      shard.Lose(statuses[i]);
+      statuses[i] = shard.number().status();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const absl::Status& status : statuses) {
+    if (status.ok()) return absl::OkStatus();
+  }
+  return statuses[0];
+}
+
+std::vector<absl::Status> ShardSet::Unreachable() {
+  std::vector<absl::Status> errors;
+  for (const std::unique_ptr<Shard>& shard : shards_) {
+    const absl::StatusOr<uint16_t> number = shard->number();
+    if (!number.ok()) errors.push_back(number.status());
+  }
+  return errors;
+}
+
+void ShardSet::Cancel() {
+  for (const std::unique_ptr<Shard>& shard : shards_) shard->Cancel();
+}
+
+}  // namespace terrace::kv_store

@@ -1,0 +1,274 @@
+// A worker whose stores go, come back as somebody else, or hang.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/synchronization/notification.h"
+#include "services/engine/handle.h"
+#include "terrace/v1/kv_store.grpc.pb.h"
+#include "tests/services/kv_store/slow_door.h"
+#include "tests/services/kv_store/store_server.h"
+#include "tests/status_matchers.h"
+
+namespace terrace::testing {
+namespace {
+
+using engine::RemoteMode;
+using engine::SequenceInfo;
+using engine::StepResult;
+using kv_store::RemoteEngine;
+using ::testing::HasSubstr;
+
+constexpr uint64_t kSeed = 1;
+
+// Asks until the answer is another than that the store does not answer: a channel takes a moment to
+// find a store that is back.
+template <typename Ask>
+auto UntilReached(const Ask& ask) {
+  const absl::Time end = Soon();
+  auto answer = ask();
+  while (absl::IsUnavailable(answer.status()) &&
+         answer.status().message().find("now, not") == absl::string_view::npos &&
+         absl::Now() < end) {
+    answer = ask();
+  }
+  return answer;
+}
+
+SequenceInfo CreateOn(RemoteEngine& remote, uint16_t shard) {
+  for (int i = 0; i < 64; ++i) {
+    SequenceInfo info = *remote.Create({}, Spec(SmallGeometry()));
+    if (engine::ShardOf(info.handle) == shard) return info;
+  }
+  ADD_FAILURE() << "no sequence on shard " << shard;
+  return {};
+}
+
+TEST(ReplacedStoreTest, ItsSequencesAreUnavailableByNameAndItTakesNewOnesOfItsNumber) {
+  auto store = std::make_unique<Store>(OnShard(1));
+  const int port = store->server->port();
+  const std::string endpoint = store->server->endpoint();
+  RemoteEngine remote(OptionsFor({endpoint}));
+  ASSERT_OK(remote.Connect(Soon()));
+  const SequenceInfo old = *remote.Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(remote, old, kSeed, 0, 20));
+  const Step step = ReadStep(old, kSeed, 0, 19, 1, Sparq(4, 10));
+  ASSERT_OK(RunOne(remote, 0, step).status);
+  store = nullptr;
+  store = std::make_unique<Store>(OnShard(2), port);
+
+  const auto got = UntilReached([&] { return remote.Get({}, old.handle); });
+  EXPECT_THAT(got, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("shard 2 now, not 1")));
+  EXPECT_THAT(got.status().message(), HasSubstr(endpoint));
+  EXPECT_THAT(RunOne(remote, 0, step).status,
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("shard 2 now, not 1")));
+  const SequenceInfo fresh = *remote.Create({}, Spec(SmallGeometry()));
+  EXPECT_EQ(engine::ShardOf(fresh.handle), 2);
+  EXPECT_OK(AppendSeed(remote, fresh, kSeed, 0, 20));
+  EXPECT_OK(RunOne(remote, 0, ReadStep(fresh, kSeed, 0, 19, 1, Sparq(4, 10))).status);
+}
+
+// The stream of steps is idle when its store goes: nobody hears of it until the next step.
+TEST(ReplacedStoreTest, StoresThatChangePlacesKeepTheirSequences) {
+  Store one(OnShard(1));
+  Store two(OnShard(2));
+  RemoteEngine remote(OptionsFor({one.server->endpoint(), two.server->endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  std::vector<Step> steps;
+  std::vector<StepResult> before;
+  for (const uint16_t shard : {1, 2}) {
+    const SequenceInfo info = CreateOn(remote, shard);
+    ASSERT_OK(AppendSeed(remote, info, kSeed + shard, 0, 20));
+    steps.push_back(ReadStep(info, kSeed, 0, 19, 1, Sparq(4, 10)));
+    before.push_back(RunOne(remote, 0, steps.back()));
+    ASSERT_OK(before.back().status);
+  }
+  const int port_one = one.server->port();
+  const int port_two = two.server->port();
+  one.server->Stop();
+  two.server->Stop();
+  one.Start(port_two);
+  two.Start(port_one);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    StepResult after;
+    const absl::Time end = Soon();
+    do {
+      after = RunOne(remote, 0, steps[i]);
+    } while (absl::IsUnavailable(after.status) && absl::Now() < end);
+    ExpectSameAnswer(before[i], after);
+  }
+}
+
+TEST(ReplacedStoreTest, TwoThatBecomeTheSameShardAreBothRefused) {
+  auto one = std::make_unique<Store>(OnShard(1));
+  Store two(OnShard(2));
+  const int port = one->server->port();
+  RemoteEngine remote(OptionsFor({one->server->endpoint(), two.server->endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  const SequenceInfo second = CreateOn(remote, 2);
+  const SequenceInfo first = CreateOn(remote, 1);
+  one = nullptr;
+  one = std::make_unique<Store>(OnShard(2), port);
+  EXPECT_THAT(UntilReached([&] { return remote.Get({}, first.handle); }), ::testing::Not(IsOk()));
+  EXPECT_THAT(remote.Get({}, second.handle),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("both shard 2")));
+}
+
+TEST(GoneStoreTest, ListsHaveWhatTheOthersHoldAndNameIt) {
+  Store one(OnShard(1));
+  Store two(OnShard(2));
+  RemoteEngine remote(OptionsFor({one.server->endpoint(), two.server->endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  const SequenceInfo lost = CreateOn(remote, 1);
+  const SequenceInfo held = CreateOn(remote, 2);
+  EXPECT_TRUE(remote.Unreachable().empty());
+  const size_t all = remote.ListSequences("", "", 100)->size();
+  const int port = one.server->port();
+  const std::string endpoint = one.server->endpoint();
+  one.server->Stop();
+  const auto tiers = remote.ListTiers();
+  ASSERT_OK(tiers);
+  ASSERT_EQ(tiers->size(), 1u);
+  EXPECT_EQ((*tiers)[0].shard, 2u);
+  ASSERT_EQ(remote.Unreachable().size(), 1u);
+  EXPECT_THAT(remote.Unreachable()[0],
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr(endpoint)));
+  // After the lost shard's handle, too: its place in the order stays.
+  for (const std::string& after : {std::string(), lost.handle}) {
+    const auto sequences = remote.ListSequences("", after, 100);
+    ASSERT_OK(sequences);
+    EXPECT_EQ(sequences->size(), two.engine->sequence_count());
+  }
+  EXPECT_EQ(remote.Unreachable().size(), 1u);
+  one.Start(port);
+  EXPECT_OK(UntilReached([&] { return remote.Get({}, lost.handle); }));
+  EXPECT_EQ(remote.ListTiers()->size(), 2u);
+  EXPECT_EQ(remote.ListSequences("", "", 100)->size(), all);
+  EXPECT_TRUE(remote.Unreachable().empty());
+}
+
+// It says who it is, then takes steps and never answers.
+class HangingStoreTest : public ::testing::Test {
+ protected:
+  struct Identified : v1::KvStoreService::Service {
+    grpc::Status GetLimits(grpc::ServerContext* /*context*/,
+                           const v1::GetLimitsRequest* /*request*/,
+                           v1::GetLimitsResponse* response) override {
+      response->set_max_message_bytes(RpcServer::kMessageBytesMax);
+      return grpc::Status::OK;
+    }
+    grpc::Status AttendSteps(
+        grpc::ServerContext* /*context*/,
+        grpc::ServerReaderWriter<v1::StoreStepResponse, v1::StoreStepRequest>* stream) override {
+      v1::StoreStepRequest request;
+      while (stream->Read(&request)) arrived.Notify();
+      return grpc::Status::OK;
+    }
+    grpc::Status GetSequence(grpc::ServerContext* context,
+                             const v1::GetSequenceRequest* /*request*/,
+                             v1::GetSequenceResponse* /*response*/) override {
+      asked.Notify();
+      while (!context->IsCancelled()) std::this_thread::yield();
+      return grpc::Status::CANCELLED;
+    }
+    absl::Notification arrived;
+    absl::Notification asked;
+  };
+
+  Identified* store_ = nullptr;
+  RpcServer server_{[this](runtime::Executor&, runtime::Drain&) {
+    std::vector<std::unique_ptr<grpc::Service>> services;
+    services.push_back(std::make_unique<Identified>());
+    store_ = static_cast<Identified*>(services[0].get());
+    return services;
+  }};
+  RemoteEngine remote_{OptionsFor({server_.endpoint()})};
+};
+
+TEST_F(HangingStoreTest, ACancelEndsStepsAndCallsInFlight) {
+  ASSERT_OK(remote_.Connect(Soon()));
+  SequenceInfo info;
+  info.handle = engine::NewHandle(0);
+  info.spec = Spec(SmallGeometry());
+  std::thread step([&] {
+    EXPECT_THAT(RunOne(remote_, 0, ReadStep(info, kSeed, 0, 5, 1, Sparq(4, 4))).status,
+                StatusIs(absl::StatusCode::kUnavailable));
+  });
+  std::thread call(
+      [&] { EXPECT_THAT(remote_.Get({}, info.handle), StatusIs(absl::StatusCode::kUnavailable)); });
+  store_->arrived.WaitForNotification();
+  store_->asked.WaitForNotification();
+  remote_.Cancel();
+  step.join();
+  call.join();
+  EXPECT_THAT(remote_.Get({}, info.handle), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+// Giving up after a tenth of a second and trying again takes at least five connections.
+TEST(SlowConnectionTest, IsWaitedFor) {
+  Store store;
+  SlowDoor door(store.server->port(), absl::Milliseconds(600));
+  RemoteEngine remote(OptionsFor({door.endpoint()}));
+  const absl::Time end = Soon();
+  absl::Status status = remote.Connect(Soon());
+  while (!status.ok() && absl::Now() < end) status = remote.Connect(Soon());
+  EXPECT_OK(status);
+  EXPECT_LT(door.connections(), 4);
+}
+
+// Steps of one query each hold many rows; together they are more to name than a message takes.
+TEST(HeldRowsTest, ThatDoNotFitTheMessageAreNotNamed) {
+  Store store;
+  RemoteEngine remote(OptionsFor({store.server->endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  engine::Geometry geometry = SmallGeometry();
+  geometry.layers = 1;
+  geometry.head_dim = 8;
+  geometry.storage = attention::Dtype::kBFloat16;
+  constexpr int64_t kLength = 13'000;
+  constexpr int kSequences = 120;
+  const SequenceInfo parent = *remote.Create({}, Spec(geometry));
+  ASSERT_OK(AppendSeed(remote, parent, kSeed, 0, kLength));
+  std::vector<Step> steps;
+  for (int i = 0; i < kSequences; ++i) {
+    const SequenceInfo fork = *remote.Fork({}, parent.handle, kLength, "");
+    ASSERT_OK(RunOne(remote, 0, ReadStep(fork, kSeed, 0, kLength - 1, 1, Sparq(4, kLength)),
+                     {.mode = RemoteMode::kRows})
+                  .status);
+    steps.push_back(ReadStep(fork, kSeed, 0, kLength - 1, 1, Sparq(4, 4)));
+  }
+  std::vector<engine::StepRequest> requests;
+  for (const Step& step : steps) requests.push_back(step.request());
+  const StepResult expected = RunOne(*store.engine, 0, steps[0]);
+  for (const StepResult& result : remote.Attend({}, 0, requests, {.mode = RemoteMode::kRows})) {
+    ASSERT_OK(result.status);
+    EXPECT_EQ(result.account.mode, RemoteMode::kRows);
+    EXPECT_EQ(result.output, expected.output);
+  }
+}
+
+TEST(AutoModeTest, LearnsNothingFromStepsWhoseModeWasGiven) {
+  Store store;
+  RemoteEngine remote(OptionsFor({store.server->endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  const SequenceInfo info = *remote.Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(remote, info, kSeed, 0, 100));
+  const Step sparse = ReadStep(info, kSeed, 0, 99, 1, Sparq(4, 10));
+  for (const RemoteMode mode : {RemoteMode::kRows, RemoteMode::kPartial}) {
+    ASSERT_OK(RunOne(remote, 0, sparse, {.mode = mode}).status);
+  }
+  // Rows of these do not fit a message: they can only run in one mode.
+  const Step huge = ReadStep(info, kSeed, 0, 99, 1, Sparq(4, INT32_MAX));
+  const std::vector<engine::StepRequest> requests(100, huge.request());
+  ASSERT_OK(remote.Attend({}, 0, requests, {})[0].status);
+  // It tries both in turn, because it knows neither.
+  EXPECT_EQ(RunOne(remote, 0, sparse).account.mode, RemoteMode::kPartial);
+  EXPECT_EQ(RunOne(remote, 0, sparse).account.mode, RemoteMode::kRows);
+}
+
+}  // namespace
+}  // namespace terrace::testing
