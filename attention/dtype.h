@@ -19,8 +19,12 @@ void ToFloat(Dtype dtype, const std::byte* in, size_t count, float* out);
 // Floats become elements of `dtype`, rounded to nearest, ties to even.
 void FromFloat(Dtype dtype, const float* in, size_t count, std::byte* out);
 
-// True when no element is NaN or infinite.
-bool AllFinite(const float* values, size_t count);
+// `count` elements of `from` become elements of `to`: the same bytes when the types are the same,
+// else rounded as above. Any alignment; `in` and `out` do not overlap.
+void Convert(Dtype from, const std::byte* in, size_t count, Dtype to, std::byte* out);
+
+// The largest |element|, 0 of none. NaN when one is NaN, else infinite when one is.
+float LargestMagnitude(Dtype dtype, const std::byte* in, size_t count);
 
 }  // namespace terrace::attention
 

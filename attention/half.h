@@ -52,16 +52,16 @@ inline uint16_t HalfFromFloat(float value) {
 // Requires: |value| <= kHalfMax.
 inline uint16_t HalfBelow(float value) {
   const uint16_t half = HalfFromFloat(value);
-  if (FloatFromHalf(half) <= value) return half;
-  if ((half & 0x8000U) != 0) return static_cast<uint16_t>(half + 1);
-  return half == 0 ? uint16_t{0x8001} : static_cast<uint16_t>(half - 1);
+  // Without a branch: rounding goes either way as often. Bits of a negative half count downwards.
+  const int below = (half & 0x8000U) != 0 ? 1 : -1;
+  return static_cast<uint16_t>(half + below * int{FloatFromHalf(half) > value});
 }
 
 // The smallest half not below `value`.
 // Requires: 0 <= value <= kHalfMax.
 inline uint16_t HalfAbove(float value) {
   const uint16_t half = HalfFromFloat(value);
-  return FloatFromHalf(half) >= value ? half : static_cast<uint16_t>(half + 1);
+  return static_cast<uint16_t>(half + int{FloatFromHalf(half) < value});
 }
 
 }  // namespace terrace::attention

@@ -313,14 +313,21 @@ void AttendTile(const Tile& tile, const TileQueries& queries) {
 
 template <Dtype kDtype>
 void AddValuesOf(const std::byte* rows, size_t row_count, size_t head_dim, double* sum) {
-  const hn::CappedTag<double, 4> dd;
+  const hn::CappedTag<double, 8> dd;
   const hn::Rebind<float, decltype(dd)> df;
   const size_t value_bytes = head_dim * DtypeBytes(kDtype);
-  for (size_t row = 0; row < row_count; ++row) {
-    const std::byte* const value = rows + (2 * row + 1) * value_bytes;
+  // A sum is loaded and stored once for so many rows, which are still added one after the other.
+  constexpr size_t kRows = 8;
+  for (size_t first = 0; first < row_count; first += kRows) {
+    const size_t end = std::min(row_count, first + kRows);
     for (size_t c = 0; c < head_dim; c += hn::Lanes(dd)) {
-      const auto wide = hn::PromoteTo(dd, LoadFloat<kDtype>(df, value + c * DtypeBytes(kDtype)));
-      hn::StoreU(hn::Add(hn::LoadU(dd, sum + c), wide), dd, sum + c);
+      auto total = hn::LoadU(dd, sum + c);
+      for (size_t row = first; row < end; ++row) {
+        const std::byte* const value = rows + (2 * row + 1) * value_bytes;
+        total = hn::Add(total,
+                        hn::PromoteTo(dd, LoadFloat<kDtype>(df, value + c * DtypeBytes(kDtype))));
+      }
+      hn::StoreU(total, dd, sum + c);
     }
   }
 }

@@ -1,7 +1,6 @@
 #include "attention/score_index.h"
 
-#include <algorithm>
-#include <cmath>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -20,18 +19,20 @@
 HWY_BEFORE_NAMESPACE();
 namespace terrace::attention::HWY_NAMESPACE {
 
-// low[c] and high[c] over `tokens` rows of `channels` keys; high[c] is NaN when a key is not
-// finite. keys: [tokens][channels].
-void ChannelBounds(const float* keys, size_t tokens, size_t channels, float* low, float* high) {
+// low[c] and high[c] over the keys of a block of rows; high[c] is NaN when a key is not finite.
+template <Dtype kDtype>
+void ChannelBoundsOf(const IndexLayout& layout, const std::byte* rows, float* low, float* high) {
   // head_dim is a multiple of 8, so eight lanes leave no remainder.
   const hn::CappedTag<float, 8> d;
-  for (size_t c = 0; c < channels; c += hn::Lanes(d)) {
-    auto min = hn::LoadU(d, keys + c);
+  const size_t row_bytes = 2 * layout.head_dim * DtypeBytes(kDtype);
+  for (size_t c = 0; c < static_cast<size_t>(layout.head_dim); c += hn::Lanes(d)) {
+    const std::byte* const keys = rows + c * DtypeBytes(kDtype);
+    auto min = LoadFloat<kDtype>(d, keys);
     auto max = min;
     // Zero, or NaN from a key that is not finite, which minimum and maximum may lose.
     auto poison = hn::Sub(min, min);
-    for (size_t t = 1; t < tokens; ++t) {
-      const auto key = hn::LoadU(d, keys + t * channels + c);
+    for (int t = 1; t < layout.block_tokens; ++t) {
+      const auto key = LoadFloat<kDtype>(d, keys + t * row_bytes);
       min = hn::Min(min, key);
       max = hn::Max(max, key);
       poison = hn::Add(poison, hn::Sub(key, key));
@@ -41,24 +42,58 @@ void ChannelBounds(const float* keys, size_t tokens, size_t channels, float* low
   }
 }
 
-// codes[t][c] = nearest code of keys[t][c]; 0 where the scale is 0.
-void Quantise(const float* keys, size_t tokens, size_t channels, const float* scale,
-              const float* minimum, uint8_t* codes) {
+void ChannelBounds(const IndexLayout& layout, const std::byte* rows, float* low, float* high) {
+  switch (layout.dtype) {
+    case Dtype::kFloat32:
+      return ChannelBoundsOf<Dtype::kFloat32>(layout, rows, low, high);
+    case Dtype::kBFloat16:
+      return ChannelBoundsOf<Dtype::kBFloat16>(layout, rows, low, high);
+    case Dtype::kFloat16:
+      return ChannelBoundsOf<Dtype::kFloat16>(layout, rows, low, high);
+  }
+}
+
+// quads[t / 4][c] = the nearest codes of the keys of channel c in rows t, t + 1, t + 2 and t + 3,
+// the first in the low byte; 0 where the scale is 0.
+template <Dtype kDtype>
+void QuantiseOf(const IndexLayout& layout, const std::byte* rows, const float* scale,
+                const float* minimum, uint32_t* quads) {
   const hn::CappedTag<float, 8> d;
-  const hn::RebindToSigned<decltype(d)> di;
-  const hn::Rebind<uint8_t, decltype(d)> du8;
+  const hn::RebindToUnsigned<decltype(d)> du;
+  const auto channels = static_cast<size_t>(layout.head_dim);
+  const size_t row_bytes = 2 * channels * DtypeBytes(kDtype);
   const auto zero = hn::Zero(d);
   const auto top = hn::Set(d, 255.0F);
   for (size_t c = 0; c < channels; c += hn::Lanes(d)) {
+    const std::byte* keys = rows + c * DtypeBytes(kDtype);
     const auto step = hn::LoadU(d, scale + c);
     const auto base = hn::LoadU(d, minimum + c);
     const auto flat = hn::Eq(step, zero);
-    for (size_t t = 0; t < tokens; ++t) {
-      const auto offset = hn::Sub(hn::LoadU(d, keys + t * channels + c), base);
+    const auto next = [&] {
+      const auto offset = hn::Sub(LoadFloat<kDtype>(d, keys), base);
+      keys += row_bytes;
       const auto steps = hn::IfThenZeroElse(flat, hn::Div(offset, step));
-      const auto code = hn::NearestInt(hn::Min(hn::Max(steps, zero), top));
-      hn::StoreU(hn::DemoteTo(du8, hn::BitCast(di, code)), du8, codes + t * channels + c);
+      return hn::BitCast(du, hn::NearestInt(hn::Min(hn::Max(steps, zero), top)));
+    };
+    for (int t = 0; t < layout.block_tokens; t += 4) {
+      auto quad = next();
+      quad = hn::Or(quad, hn::ShiftLeft<8>(next()));
+      quad = hn::Or(quad, hn::ShiftLeft<16>(next()));
+      quad = hn::Or(quad, hn::ShiftLeft<24>(next()));
+      hn::StoreU(quad, du, quads + t / 4 * channels + c);
     }
+  }
+}
+
+void Quantise(const IndexLayout& layout, const std::byte* rows, const float* scale,
+              const float* minimum, uint32_t* quads) {
+  switch (layout.dtype) {
+    case Dtype::kFloat32:
+      return QuantiseOf<Dtype::kFloat32>(layout, rows, scale, minimum, quads);
+    case Dtype::kBFloat16:
+      return QuantiseOf<Dtype::kBFloat16>(layout, rows, scale, minimum, quads);
+    case Dtype::kFloat16:
+      return QuantiseOf<Dtype::kFloat16>(layout, rows, scale, minimum, quads);
   }
 }
 
@@ -94,38 +129,25 @@ void EncodeExact(const IndexLayout& layout, const std::byte* rows, std::byte* pi
 // The smallest half so that minimum + 255 * scale reaches `high`.
 uint16_t ScaleOf(float minimum, float high) {
   const double step = (static_cast<double>(high) - minimum) / 255;
-  auto narrow = static_cast<float>(step);
-  if (narrow < step) narrow = std::nextafter(narrow, INFINITY);
-  return HalfAbove(narrow);
-}
-
-struct BlockKeys {
-  size_t tokens;
-  size_t channels;
-  std::vector<float> keys;  // [tokens][channels]
-};
-
-BlockKeys LoadKeys(const IndexLayout& layout, const std::byte* rows) {
-  BlockKeys block{
-      static_cast<size_t>(layout.block_tokens), static_cast<size_t>(layout.head_dim), {}};
-  block.keys.resize(block.tokens * block.channels);
-  const size_t row_bytes = 2 * block.channels * DtypeBytes(layout.dtype);
-  for (size_t t = 0; t < block.tokens; ++t) {
-    ToFloat(layout.dtype, rows + t * row_bytes, block.channels,
-            block.keys.data() + t * block.channels);
-  }
-  return block;
+  const auto narrow = static_cast<float>(step);
+  // The next float upwards where that rounded down.
+  return HalfAbove(std::bit_cast<float>(std::bit_cast<uint32_t>(narrow) + int{narrow < step}));
 }
 
 absl::Status EncodeInt8(const IndexLayout& layout, const std::byte* rows, std::byte* piece) {
-  const BlockKeys block = LoadKeys(layout, rows);
-  std::vector<float> scale(block.channels);
-  std::vector<float> minimum(block.channels);
-  std::vector<float> high(block.channels);
-  HWY_DYNAMIC_DISPATCH(ChannelBounds)
-  (block.keys.data(), block.tokens, block.channels, minimum.data(), high.data());
-  std::byte* params = piece + block.channels * block.tokens;
-  for (size_t c = 0; c < block.channels; ++c) {
+  const auto channels = static_cast<size_t>(layout.head_dim);
+  const auto tokens = static_cast<size_t>(layout.block_tokens);
+  // Of the thread: a block is encoded in microseconds.
+  thread_local std::vector<float> bounds;
+  thread_local std::vector<uint32_t> quads;
+  bounds.resize(3 * channels);
+  quads.resize(tokens / 4 * channels);
+  float* const minimum = bounds.data();
+  float* const high = minimum + channels;
+  float* const scale = high + channels;
+  HWY_DYNAMIC_DISPATCH(ChannelBounds)(layout, rows, minimum, high);
+  std::byte* params = piece + channels * tokens;
+  for (size_t c = 0; c < channels; ++c) {
     // Written so that NaN fails too.
     if (!(minimum[c] >= -kHalfMax && high[c] <= kHalfMax)) {
       return absl::OutOfRangeError(absl::StrCat("int8 score index: channel ", c, " spans [",
@@ -138,11 +160,10 @@ absl::Status EncodeInt8(const IndexLayout& layout, const std::byte* rows, std::b
     scale[c] = FloatFromHalf(halves[0]);
     std::memcpy(params + c * sizeof(halves), halves, sizeof(halves));
   }
-  std::vector<uint8_t> codes(block.tokens * block.channels);
-  HWY_DYNAMIC_DISPATCH(Quantise)
-  (block.keys.data(), block.tokens, block.channels, scale.data(), minimum.data(), codes.data());
-  Transpose<uint8_t>(reinterpret_cast<const std::byte*>(codes.data()), block.channels, block.tokens,
-                     block.channels, piece);
+  HWY_DYNAMIC_DISPATCH(Quantise)(layout, rows, scale, minimum, quads.data());
+  // Four codes at a time: they follow each other in the piece as they do in a quad.
+  Transpose<uint32_t>(reinterpret_cast<const std::byte*>(quads.data()), channels * sizeof(uint32_t),
+                      tokens / 4, channels, piece);
   return absl::OkStatus();
 }
 

@@ -29,6 +29,7 @@ struct IndexLayout {
   // Stored type of rows, and of codes in kExact.
   Dtype dtype = Dtype::kFloat32;
   int head_dim = 0;
+  // A power of two, at least 4.
   int block_tokens = 64;
   int stripe_tokens = 1024;
 

@@ -51,16 +51,20 @@ size_t BlockLayout::plane_offset_in_piece(size_t plane) const {
   return offset;
 }
 
-void BlockLayout::Scatter(const std::byte* piece, uint32_t cell, std::byte* stripe) const {
+void BlockLayout::Scatter(const std::byte* pieces, uint32_t cell, uint32_t count,
+                          std::byte* stripe) const {
+  const size_t stride = piece_bytes();
   for (const Plane& plane : planes) {
-    std::byte* out = stripe + size_t{cell} * plane.cell_bytes;
-    const size_t stride = size_t{stripe_blocks} * plane.cell_bytes;
+    // Along the stripe: what pieces are made of is in a cache by now, the stripe is not.
     for (uint32_t i = 0; i < plane.count; ++i) {
-      std::memcpy(out, piece, plane.cell_bytes);
-      piece += plane.cell_bytes;
-      out += stride;
+      std::byte* out = stripe + size_t{cell} * plane.cell_bytes;
+      for (uint32_t block = 0; block < count; ++block) {
+        std::memcpy(out, pieces + block * stride, plane.cell_bytes);
+        out += plane.cell_bytes;
+      }
+      pieces += plane.cell_bytes;
+      stripe += size_t{stripe_blocks} * plane.cell_bytes;
     }
-    stripe += stride * plane.count;
   }
 }
 

@@ -50,8 +50,9 @@ struct BlockLayout {
   size_t plane_offset_in_stripe(size_t plane) const;
   size_t plane_offset_in_piece(size_t plane) const;
 
-  // Copies a block's piece into cell `cell` of a stripe, and back.
-  void Scatter(const std::byte* piece, uint32_t cell, std::byte* stripe) const;
+  // Copies pieces of `count` blocks, one after the other, into a stripe from cell `cell` on; and
+  // one of them back.
+  void Scatter(const std::byte* pieces, uint32_t cell, uint32_t count, std::byte* stripe) const;
   void Gather(const std::byte* stripe, uint32_t cell, std::byte* piece) const;
 
   // InvalidArgument names the field, what was got and what is allowed.

@@ -9,7 +9,8 @@
 //
 // Thread-safe, but a segment has one writer at a time: Reserve, OpenRows, Seal, RestoreTail,
 // CutTail, WriteTail, and Flush with tail rows, of one segment must not run concurrently with each
-// other. Pins must not outlive the store.
+// other, but OpenRows with OpenRows, and Seal with Seal of another head. Pins must not outlive the
+// store.
 #ifndef TERRACE_KVSTORE_BLOCK_STORE_H_
 #define TERRACE_KVSTORE_BLOCK_STORE_H_
 
@@ -26,6 +27,8 @@
 #include "absl/types/span.h"
 #include "kvstore/block_key.h"
 #include "kvstore/block_layout.h"
+#include "kvstore/extent_ranking.h"
+#include "kvstore/placement_policy.h"
 #include "kvstore/tier_stats.h"
 
 namespace terrace::kvstore {
@@ -50,9 +53,11 @@ struct StoreOptions {
   // Names this shard in segment ids.
   uint16_t shard = 0;
   // Threads that read from disk, [1, 64].
-  int reader_threads = 4;
+  int reader_threads = 8;
   // Bypass the page cache on reads where the file system can; DiskStats() says whether it does.
   bool direct_reads = true;
+  // Who keeps its place in host memory.
+  PolicyKind placement = kDefaultPolicy;
 
   absl::Status Validate() const;
 };
@@ -98,6 +103,8 @@ struct ReadRequest {
   uint32_t index = 0;
   // Bit i: cell i is wanted. Not 0.
   uint64_t cells = 0;
+  // What they are worth to the reader, by which blocks are placed: any measure, at least 0.
+  float mass = kUntoldMass;
 };
 
 // Outcome of one ReadRequest.
@@ -150,7 +157,8 @@ struct Residency {
 class BlockStore {
  public:
   // Opens or creates. Indexes manifests, reads no blocks. FailedPrecondition when the folder is
-  // of another format version or shard; Unavailable when another process holds it.
+  // of another format version or shard, or has blocks too large for so little host memory;
+  // Unavailable when another process holds it.
   static absl::StatusOr<std::unique_ptr<BlockStore>> Open(const StoreOptions& options);
   // Stops writing behind; blocks that are not on disk by now are lost.
   virtual ~BlockStore() = default;
@@ -167,10 +175,11 @@ class BlockStore {
   // OK, and with kSync the machine. Blocks that no manifest refers to any more are freed in all
   // tiers. On error the old manifest stands. ResourceExhausted at the disk budget, after up to 10 s
   // of making room of garbage; one that frees something goes through. Unavailable when writing
-  // fails; FailedPrecondition when it names what is freed.
-  virtual absl::Status CommitManifest(const Manifest& manifest) = 0;
-  // NotFound when there is none. Frees as above, and needs no room on disk.
-  virtual absl::Status DeleteManifest(std::string_view name) = 0;
+  // fails; FailedPrecondition when it names what is freed; DeadlineExceeded, and nothing changed,
+  // when other writes kept the disk busy until `deadline`.
+  virtual absl::Status CommitManifest(const Manifest& manifest, absl::Time deadline) = 0;
+  // NotFound when there is none. Frees and waits as above, and needs no room on disk.
+  virtual absl::Status DeleteManifest(std::string_view name, absl::Time deadline) = 0;
 
   // Makes room in host memory for the open rows of blocks [first_block, end_block) of every head
   // of a layer, and for the pieces they will add. Evicts, then waits for a disk writer at work
@@ -182,10 +191,15 @@ class BlockStore {
   // Rows of a reserved, unsealed block: [block_tokens][row_bytes]. Stable until sealed or the
   // segment ends.
   virtual std::byte* OpenRows(Segment& segment, uint16_t layer, uint16_t head, uint32_t block) = 0;
-  // Publishes a full block: its rows as they stand, and its piece (piece_bytes). Readers that
-  // learn of it afterwards see both. Requires: reserved, and all blocks before it sealed.
-  virtual void Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t block,
-                    absl::Span<const std::byte> piece) = 0;
+  // Those of every head, [heads].
+  virtual void OpenRows(Segment& segment, uint16_t layer, uint32_t block,
+                        absl::Span<std::byte*> rows) = 0;
+  // Publishes full blocks [first_block, end_block) of one head: their rows as they stand, and their
+  // pieces (piece_bytes each), one after the other. Readers that learn of a block afterwards see
+  // both. Blocks of one stripe cost less together than one by one.
+  // Requires: reserved, and all blocks before them sealed.
+  virtual void Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t first_block,
+                    uint32_t end_block, absl::Span<const std::byte> pieces) = 0;
   // Blocks [first, SealedEnd) of that layer and head are sealed.
   virtual uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const = 0;
   // Brings back the rows of Durable().end_block of one layer that a flush wrote before a restart;
@@ -205,9 +219,13 @@ class BlockStore {
 
   // Rows of sealed blocks, and of open blocks up to what the caller knows is written (no cells
   // of an open block are ever missing). Reads what is not in memory from disk, in one batch,
-  // and keeps it there when there is room.
+  // and keeps it there when there is room that it is worth.
   virtual Pins PinRows(absl::Span<const ReadRequest> requests, absl::Time deadline) = 0;
-  // Stripes; as above. Cells of a stripe are its sealed blocks.
+  // Rows that somebody will probably ask for: brings what is on disk only into memory, unless what
+  // would give way is worth more. Waits until that is done, `deadline` at most; tells no errors,
+  // who asks for them will see. It is no reference to them.
+  virtual void ReadAhead(absl::Span<const ReadRequest> requests, absl::Time deadline) = 0;
+  // Stripes; as PinRows. Cells of a stripe are its sealed blocks.
   virtual Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) = 0;
 
   // Waits until all blocks sealed so far are on disk, writes the given rows of open blocks, and

@@ -53,6 +53,7 @@ BlockStoreImpl::BlockStoreImpl(const StoreOptions& options, std::unique_ptr<Exte
       core_(options, std::move(pool), std::move(disk)),
       reclaimer_(core_.disk == nullptr ? nullptr : std::make_unique<Reclaimer>(core_)),
       writer_(core_.disk == nullptr ? nullptr : std::make_unique<WriteBehind>(core_, *reclaimer_)),
+      demoter_(core_.disk == nullptr ? nullptr : std::make_unique<Demoter>(core_)),
       manifests_(core_, writer_.get()),
       tails_(core_),
       reader_(core_) {
@@ -61,6 +62,8 @@ BlockStoreImpl::BlockStoreImpl(const StoreOptions& options, std::unique_ptr<Exte
 }
 
 BlockStoreImpl::~BlockStoreImpl() {
+  // It looks at extents of segments that from here on go without leaving the host tier.
+  demoter_.reset();
   // From here on segments go quietly.
   MutexLock lock(link_->mu);
   link_->store = nullptr;
@@ -81,8 +84,9 @@ absl::Status BlockStoreImpl::WithRoom(absl::Time deadline,
   return reclaimer_ == nullptr ? write() : reclaimer_->WithRoom(deadline, write);
 }
 
-absl::Status BlockStoreImpl::CommitManifest(const Manifest& manifest) {
-  return WithRoom(absl::Now() + kManifestWait, [&] { return manifests_.Commit(manifest); });
+absl::Status BlockStoreImpl::CommitManifest(const Manifest& manifest, absl::Time deadline) {
+  return WithRoom(std::min(deadline, absl::Now() + kManifestWait),
+                  [&] { return manifests_.Commit(manifest, deadline); });
 }
 
 SegmentRef BlockStoreImpl::MakeSegment(SegmentId id, const BlockLayout& layout,
@@ -149,9 +153,11 @@ absl::Status BlockStoreImpl::Reserve(Segment& segment, uint16_t layer, uint32_t 
   const bool writes_behind = core_.disk != nullptr && core_.options.durability != Durability::kNone;
   for (uint32_t block = first_block; block < end_block; ++block) {
     for (uint16_t head = 0; head < segment.layout.heads; ++head) {
+      const uint16_t lane = segment.LaneIndex(layer, head);
+      if (ReserveBlock(segment, lane, block)) continue;
       // Keeps I5: room comes only from the writer and from pins that go.
       const absl::Time start = absl::Now();
-      while (!ReserveBlock(segment, segment.LaneIndex(layer, head), block)) {
+      do {
         if (!writes_behind) return NoRoom(segment);
         const absl::Time until =
             std::min(deadline, start + (writer_->busy() ? kWriterWait : kPinWait));
@@ -160,9 +166,10 @@ absl::Status BlockStoreImpl::Reserve(Segment& segment, uint16_t layer, uint32_t 
         if (segment.dead || end_block > segment.trim_end) {
           return CheckReservable(segment, layer, first_block, end_block);
         }
-      }
+      } while (!ReserveBlock(segment, lane, block));
     }
   }
+  if (core_.host.crowded()) core_.crowded.NotifyAll();
   return absl::OkStatus();
 }
 
@@ -201,29 +208,61 @@ absl::Status BlockStoreImpl::NoRoom(const Segment& segment) const {
   return absl::ResourceExhaustedError(message);
 }
 
-std::byte* BlockStoreImpl::OpenRows(Segment& segment, uint16_t layer, uint16_t head,
-                                    uint32_t block) {
-  MutexLock lock(core_.mu);
-  const Extent* extent = segment.FindExtent(segment.LaneIndex(layer, head), ExtentKind::kRows,
-                                            block - segment.first_block);
+std::byte* BlockStoreImpl::RowsToFill(const Segment& segment, uint16_t lane_index,
+                                      uint32_t block) const {
+  const Extent* extent =
+      segment.FindExtent(lane_index, ExtentKind::kRows, block - segment.first_block);
   ABSL_RAW_CHECK(extent != nullptr && extent->data != nullptr, "rows are not reserved");
   return extent->data;
 }
 
-void BlockStoreImpl::Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t block,
-                          absl::Span<const std::byte> piece) {
+std::byte* BlockStoreImpl::OpenRows(Segment& segment, uint16_t layer, uint16_t head,
+                                    uint32_t block) {
+  MutexLock lock(core_.mu);
+  return RowsToFill(segment, segment.LaneIndex(layer, head), block);
+}
+
+void BlockStoreImpl::OpenRows(Segment& segment, uint16_t layer, uint32_t block,
+                              absl::Span<std::byte*> rows) {
+  ABSL_RAW_CHECK(rows.size() == segment.layout.heads, "one place for each head");
+  MutexLock lock(core_.mu);
+  for (uint16_t head = 0; head < segment.layout.heads; ++head) {
+    rows[head] = RowsToFill(segment, segment.LaneIndex(layer, head), block);
+  }
+}
+
+void BlockStoreImpl::Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t first_block,
+                          uint32_t end_block, absl::Span<const std::byte> pieces) {
   const BlockLayout& layout = segment.layout;
-  ABSL_RAW_CHECK(piece.size() == layout.piece_bytes(), "piece has the wrong size");
-  const uint16_t lane_index = segment.LaneIndex(layer, head);
-  const ExtentRef ref{&segment, segment.StripeIndex(block), lane_index, ExtentKind::kStripe};
-  const uint32_t cell = segment.StripeCell(block);
+  const size_t piece_bytes = layout.piece_bytes();
+  ABSL_RAW_CHECK(
+      first_block <= end_block && pieces.size() == (end_block - first_block) * piece_bytes,
+      "pieces have the wrong size");
+  for (uint32_t block = first_block; block < end_block;) {
+    const uint32_t end =
+        std::min(end_block, block + layout.stripe_blocks - segment.StripeCell(block));
+    SealInStripe(segment, segment.LaneIndex(layer, head), block, end,
+                 pieces.data() + (block - first_block) * piece_bytes);
+    block = end;
+  }
+}
+
+void BlockStoreImpl::SealInStripe(Segment& segment, uint16_t lane_index, uint32_t first_block,
+                                  uint32_t end_block, const std::byte* pieces) {
+  const BlockLayout& layout = segment.layout;
+  const ExtentRef ref{&segment, segment.StripeIndex(first_block), lane_index, ExtentKind::kStripe};
+  const uint32_t first_cell = segment.StripeCell(first_block);
+  // Blocks may be freed under the writer's hands: nobody will read them.
+  const auto kept_end = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu) {
+    return segment.dead ? first_block : std::min(end_block, segment.trim_end);
+  };
   std::byte* stripe = nullptr;
   {
     MutexLock lock(core_.mu);
-    // Freed under the writer's hands: nobody will read it.
-    if (segment.dead || block >= segment.trim_end) return;
+    end_block = kept_end();
+    if (end_block <= first_block) return;
     const Lane& lane = segment.lanes[lane_index];
-    ABSL_RAW_CHECK(block == lane.sealed_end && block < lane.reserved_end,
+    ABSL_RAW_CHECK(first_block == lane.sealed_end && end_block <= lane.reserved_end,
                    "blocks are sealed in order, and after they were reserved");
     if (!layout.planes.empty()) {
       // So that a manifest that frees the segment meanwhile leaves it in place.
@@ -232,20 +271,21 @@ void BlockStoreImpl::Seal(Segment& segment, uint16_t layer, uint16_t head, uint3
       ABSL_RAW_CHECK(stripe != nullptr, "a stripe that a block is reserved in stays");
     }
   }
-  if (stripe != nullptr) layout.Scatter(piece.data(), cell, stripe);
+  if (stripe != nullptr) layout.Scatter(pieces, first_cell, end_block - first_block, stripe);
   MutexLock lock(core_.mu);
-  const bool freed = segment.dead || block >= segment.trim_end;
+  const uint32_t end = kept_end();
   if (stripe != nullptr) {
-    if (!freed) {
+    if (end > first_block) {
       const uint64_t valid = segment.ExtentAt(ref.lane, ref.kind, ref.index).valid;
-      core_.host.SetValid(ref, valid | uint64_t{1} << cell);
+      const uint64_t cells = ~uint64_t{0} >> (64 - (end - first_block)) << first_cell;
+      core_.host.SetValid(ref, valid | cells);
     }
     if (core_.host.Unpin(ref)) core_.room.NotifyAll();
   }
-  if (freed) return;
-  // Keeps I4: rows and piece become visible by this one step.
-  segment.lanes[lane_index].sealed_end = block + 1;
-  core_.host.CountWrite(layout.rows_bytes() + layout.piece_bytes());
+  if (end <= first_block) return;
+  // Keeps I4: rows and pieces become visible by this one step.
+  segment.lanes[lane_index].sealed_end = end;
+  core_.host.CountWrite((end - first_block) * (layout.rows_bytes() + layout.piece_bytes()));
   if (writer_ != nullptr && core_.options.durability != Durability::kNone) {
     writer_->Enqueue(segment);
   }

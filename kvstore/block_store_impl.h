@@ -8,6 +8,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "kvstore/block_store.h"
+#include "kvstore/demoter.h"
 #include "kvstore/disk_tier.h"
 #include "kvstore/extent_reader.h"
 #include "kvstore/manifest_table.h"
@@ -35,13 +36,17 @@ class BlockStoreImpl final : public BlockStore {
   std::vector<Manifest> TakeRecovered() override { return manifests_.TakeRecovered(); }
   absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
                                            uint32_t first_block) override;
-  absl::Status CommitManifest(const Manifest& manifest) override;
-  absl::Status DeleteManifest(std::string_view name) override { return manifests_.Delete(name); }
+  absl::Status CommitManifest(const Manifest& manifest, absl::Time deadline) override;
+  absl::Status DeleteManifest(std::string_view name, absl::Time deadline) override {
+    return manifests_.Delete(name, deadline);
+  }
   absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block, uint32_t end_block,
                        absl::Time deadline) override;
   std::byte* OpenRows(Segment& segment, uint16_t layer, uint16_t head, uint32_t block) override;
-  void Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t block,
-            absl::Span<const std::byte> piece) override;
+  void OpenRows(Segment& segment, uint16_t layer, uint32_t block,
+                absl::Span<std::byte*> rows) override;
+  void Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t first_block,
+            uint32_t end_block, absl::Span<const std::byte> pieces) override;
   uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const override;
   absl::Status RestoreTail(Segment& segment, uint16_t layer, absl::Time deadline) override;
   absl::Status CutTail(Segment& segment, uint32_t block, uint32_t rows,
@@ -49,6 +54,9 @@ class BlockStoreImpl final : public BlockStore {
   absl::Status WriteTail(Segment& segment, absl::Span<const uint32_t> tail_rows,
                          absl::Time deadline) override;
   Pins PinRows(absl::Span<const ReadRequest> requests, absl::Time deadline) override;
+  void ReadAhead(absl::Span<const ReadRequest> requests, absl::Time deadline) override {
+    reader_.ReadAhead(requests, deadline);
+  }
   Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) override;
   absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                      absl::Time deadline) override;
@@ -73,6 +81,11 @@ class BlockStoreImpl final : public BlockStore {
   // False when there is no room for it.
   bool ReserveBlock(Segment& segment, uint16_t lane, uint32_t block)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  std::byte* RowsToFill(const Segment& segment, uint16_t lane, uint32_t block) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // Seal, of blocks of one stripe.
+  void SealInStripe(Segment& segment, uint16_t lane, uint32_t first_block, uint32_t end_block,
+                    const std::byte* pieces);
   absl::Status NoRoom(const Segment& segment) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
 
   // Shared with the segments.
@@ -82,6 +95,7 @@ class BlockStoreImpl final : public BlockStore {
   // Null without a disk.
   std::unique_ptr<Reclaimer> reclaimer_;
   std::unique_ptr<WriteBehind> writer_;
+  std::unique_ptr<Demoter> demoter_;
   ManifestTable manifests_;
   TailLog tails_;
   ExtentReader reader_;

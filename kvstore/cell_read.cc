@@ -27,7 +27,7 @@ void CellRead::Place(std::string_view value) {
   if (is_rows) {
     std::memcpy(extent + granule * expected, bytes, expected);
   } else {
-    layout->Scatter(bytes, block.block % layout->stripe_blocks, extent);
+    layout->Scatter(bytes, block.block % layout->stripe_blocks, 1, extent);
   }
   outcome = Outcome::kRead;
 }

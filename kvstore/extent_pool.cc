@@ -1,14 +1,10 @@
 #include "kvstore/extent_pool.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
-#include <cstring>
+#include <utility>
 
 #include "absl/base/internal/raw_logging.h"
-#include "absl/strings/str_cat.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -33,32 +29,22 @@ absl::StatusOr<std::unique_ptr<ExtentPool>> ExtentPool::Create(uint64_t bytes) {
   const size_t slab_bytes =
       std::clamp<size_t>(std::bit_floor(bytes / kSlabsWanted), kSlabBytesMin, kSlabBytesMax);
   const size_t slab_count = bytes / slab_bytes;
-  void* region = mmap(nullptr, slab_bytes * slab_count, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (region == MAP_FAILED) {
-    return absl::ResourceExhaustedError(absl::StrCat("reserving ", slab_bytes * slab_count,
-                                                     " bytes of memory: ", std::strerror(errno)));
-  }
-  // Advice only: without huge pages everything works, with more TLB misses.
-  madvise(region, slab_bytes * slab_count, MADV_HUGEPAGE);
-  return std::unique_ptr<ExtentPool>(
-      new ExtentPool(static_cast<std::byte*>(region), slab_bytes, slab_count));
+  absl::StatusOr<std::unique_ptr<Region>> region = Region::Create(slab_bytes * slab_count);
+  if (!region.ok()) return region.status();
+  return std::unique_ptr<ExtentPool>(new ExtentPool(*std::move(region), slab_bytes, slab_count));
 }
 
-ExtentPool::ExtentPool(std::byte* region, size_t slab_bytes, size_t slab_count)
-    : region_(region),
+ExtentPool::ExtentPool(std::unique_ptr<Region> region, size_t slab_bytes, size_t slab_count)
+    : region_(std::move(region)),
       slab_bytes_(slab_bytes),
       slabs_(slab_count),
       kind_slabs_max_(slab_count - slab_count / 4) {
-  ASAN_POISON_MEMORY_REGION(region_, capacity_bytes());
+  ASAN_POISON_MEMORY_REGION(region_->data(), capacity_bytes());
   free_slabs_.reserve(slab_count);
   for (size_t i = slab_count; i > 0; --i) free_slabs_.push_back(static_cast<uint32_t>(i - 1));
 }
 
-ExtentPool::~ExtentPool() {
-  ASAN_UNPOISON_MEMORY_REGION(region_, capacity_bytes());
-  munmap(region_, capacity_bytes());
-}
+ExtentPool::~ExtentPool() { ASAN_UNPOISON_MEMORY_REGION(region_->data(), capacity_bytes()); }
 
 std::byte* ExtentPool::Allocate(size_t bytes, const ExtentRef& owner) {
   const size_t rounded = RoundUp(bytes);
@@ -81,27 +67,37 @@ std::byte* ExtentPool::Allocate(size_t bytes, const ExtentRef& owner) {
     slab.slots[slot] = owner;
   }
   if (++slab.used == size_class.slots_per_slab) UnlistAsOpen(slab_index);
+  ++size_class.used_count;
   used_bytes_ += rounded;
-  std::byte* extent = region_ + size_t{slab_index} * slab_bytes_ + size_t{slot} * rounded;
+  std::byte* extent = region_->data() + size_t{slab_index} * slab_bytes_ + size_t{slot} * rounded;
   ASAN_UNPOISON_MEMORY_REGION(extent, bytes);
   return extent;
 }
 
 void ExtentPool::Release(std::byte* extent) {
-  const size_t offset = static_cast<size_t>(extent - region_);
+  const size_t offset = static_cast<size_t>(extent - region_->data());
   const auto slab_index = static_cast<uint32_t>(offset / slab_bytes_);
   ABSL_RAW_CHECK(slab_index < slabs_.size(), "extent is not of this pool");
   Slab& slab = slabs_[slab_index];
-  const SizeClass& size_class = classes_[slab.size_class];
+  SizeClass& size_class = classes_[slab.size_class];
   const auto slot = static_cast<uint32_t>(offset % slab_bytes_ / size_class.bytes);
   ABSL_RAW_CHECK(slot < slab.slots.size() && slab.slots[slot].segment != nullptr,
                  "extent released twice");
   ASAN_POISON_MEMORY_REGION(extent, size_class.bytes);
   slab.slots[slot] = {.segment = nullptr, .index = slab.first_free};
   slab.first_free = slot;
+  --size_class.used_count;
   used_bytes_ -= size_class.bytes;
   if (slab.used-- == size_class.slots_per_slab) ListAsOpen(slab_index);
   if (slab.used == 0) CloseSlab(slab_index);
+}
+
+uint64_t ExtentPool::Room(size_t bytes, ExtentKind kind) {
+  const SizeClass& size_class = classes_[ClassOf(RoundUp(bytes), kind)];
+  const uint64_t slabs = std::min<uint64_t>(free_slabs_.size(), kind_slabs_max_ - KindSlabs(kind));
+  const uint64_t slots =
+      (slabs + size_class.slabs.size()) * size_class.slots_per_slab - size_class.used_count;
+  return slots * size_class.bytes;
 }
 
 size_t ExtentPool::SlotCount(size_t bytes, ExtentKind kind) {
@@ -113,16 +109,17 @@ size_t ExtentPool::Sample(size_t bytes, ExtentKind kind, size_t* visits,
   SizeClass& size_class = classes_[ClassOf(RoundUp(bytes), kind)];
   *visits = std::min(*visits, size_class.slot_count);
   size_t found = 0;
-  for (; *visits > 0 && found < out.size(); --*visits) {
+  while (*visits > 0 && found < out.size()) {
     // Slabs come and go between calls: the hand may point past their end.
-    if (size_class.hand >= size_class.slabs.size()) size_class.hand = 0;
-    const Slab* slab = &slabs_[size_class.slabs[size_class.hand]];
-    if (size_class.hand_slot >= slab->slots.size()) {
-      size_class.hand_slot = 0;
-      size_class.hand = size_class.hand + 1 < size_class.slabs.size() ? size_class.hand + 1 : 0;
-      slab = &slabs_[size_class.slabs[size_class.hand]];
+    if (size_class.hand >= size_class.slabs.size()) {
+      size_class.hand = 0;
+      size_class.hand_slot =
+          size_class.hand_slot + 1 < size_class.slots_per_slab ? size_class.hand_slot + 1 : 0;
     }
-    const ExtentRef& owner = slab->slots[size_class.hand_slot++];
+    const Slab& slab = slabs_[size_class.slabs[size_class.hand++]];
+    if (size_class.hand_slot >= slab.slots.size()) continue;
+    --*visits;
+    const ExtentRef& owner = slab.slots[size_class.hand_slot];
     if (owner.segment != nullptr) out[found++] = owner;
   }
   return found;
@@ -164,8 +161,10 @@ uint32_t ExtentPool::ClassOf(size_t rounded_bytes, ExtentKind kind) {
 }
 
 void ExtentPool::OpenSlab(uint32_t class_index) {
+  // Slabs are first taken in the order of their addresses.
   const uint32_t slab_index = free_slabs_.back();
   free_slabs_.pop_back();
+  region_->Advance((size_t{slab_index} + 1) * slab_bytes_);
   ++KindSlabs(classes_[class_index].kind);
   SizeClass& size_class = classes_[class_index];
   Slab& slab = slabs_[slab_index];

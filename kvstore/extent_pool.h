@@ -17,6 +17,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kvstore/region.h"
 
 namespace terrace::kvstore {
 
@@ -49,8 +50,9 @@ class ExtentPool {
 
   // Slots of that class that a sweep visits.
   size_t SlotCount(size_t bytes, ExtentKind kind);
-  // Owners of extents of that class, in clock order from where the last call stopped; at most
-  // out.size(), and each once. Takes the slots it looked at off `visits`, and stops at 0.
+  // Owners of extents of that class from where the last call stopped: one of each slab in turn,
+  // since what lies together was often taken together; at most out.size(), and each once. Takes the
+  // slots it looked at off `visits`, and stops at 0.
   size_t Sample(size_t bytes, ExtentKind kind, size_t* visits, absl::Span<ExtentRef> out);
   // Slabs that serve a class of that kind other than `bytes`, in clock order; at most `count`, and
   // each once. Takes the slabs it looked at off `visits`, and stops at 0.
@@ -61,6 +63,9 @@ class ExtentPool {
   // Whether slabs for that kind may be taken: neither rows nor stripes get more than three quarters
   // of them, because a slab is bound by its least movable extent, and open rows are spread thinly.
   bool MayTakeSlab(ExtentKind kind) const { return KindSlabs(kind) < kind_slabs_max_; }
+
+  // Bytes that extents of that class can still get before something must leave.
+  uint64_t Room(size_t bytes, ExtentKind kind);
 
   size_t slab_bytes() const { return slab_bytes_; }
   uint64_t capacity_bytes() const { return uint64_t{slab_bytes_} * slabs_.size(); }
@@ -88,8 +93,9 @@ class ExtentPool {
     ExtentKind kind = ExtentKind::kRows;
     uint32_t slots_per_slab = 0;
     std::vector<uint32_t> slabs;
-    // Slots in them, the never used ones left out.
+    // Slots in them, the never used ones left out, and those handed out.
     size_t slot_count = 0;
+    size_t used_count = 0;
     // Those with a free slot.
     std::vector<uint32_t> open_slabs;
     // Clock hand: position in `slabs`, and slot.
@@ -97,7 +103,7 @@ class ExtentPool {
     uint32_t hand_slot = 0;
   };
 
-  ExtentPool(std::byte* region, size_t slab_bytes, size_t slab_count);
+  ExtentPool(std::unique_ptr<Region> region, size_t slab_bytes, size_t slab_count);
 
   uint32_t& KindSlabs(ExtentKind kind) { return kind_slabs_[static_cast<size_t>(kind)]; }
   uint32_t KindSlabs(ExtentKind kind) const { return kind_slabs_[static_cast<size_t>(kind)]; }
@@ -107,7 +113,7 @@ class ExtentPool {
   void ListAsOpen(uint32_t slab_index);
   void UnlistAsOpen(uint32_t slab_index);
 
-  std::byte* const region_;
+  const std::unique_ptr<Region> region_;
   const size_t slab_bytes_;
   std::vector<Slab> slabs_;
   std::vector<uint32_t> free_slabs_;

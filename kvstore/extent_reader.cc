@@ -107,13 +107,30 @@ std::unique_ptr<Pins::State> ExtentReader::Pin(ExtentKind kind,
                                                absl::Time deadline) {
   auto state = std::make_unique<Pins::State>(core_);
   Call call{.kind = kind, .requests = requests, .deadline = deadline, .state = *state, .rest = {}};
-  state->extents.resize(requests.size());
-  state->refs.resize(requests.size());
-  call.rest.resize(requests.size());
+  Run(call);
+  return state;
+}
+
+void ExtentReader::ReadAhead(absl::Span<const ReadRequest> requests, absl::Time deadline) {
+  Pins::State state(core_);
+  Call call{.kind = ExtentKind::kRows,
+            .requests = requests,
+            .deadline = deadline,
+            .state = state,
+            .rest = {},
+            .ahead = true};
+  Run(call);
+}
+
+void ExtentReader::Run(Call& call) {
+  const size_t count = call.requests.size();
+  call.state.extents.resize(count);
+  call.state.refs.resize(count);
+  call.rest.resize(count);
   std::shared_ptr<Batch> batch;
   {
     MutexLock lock(core_.mu);
-    for (size_t i = 0; i < requests.size(); ++i) Admit(call, i);
+    for (size_t i = 0; i < count; ++i) Admit(call, i);
     if (!call.Done()) batch = Claim(call);
   }
   // A round reads what nobody else reads and waits for the rest; when the others fail, the next
@@ -131,7 +148,6 @@ std::unique_ptr<Pins::State> ExtentReader::Pin(ExtentKind kind,
     }
     batch = std::move(next);
   }
-  return state;
 }
 
 void ExtentReader::Admit(Call& call, size_t request) {
@@ -148,9 +164,17 @@ void ExtentReader::Admit(Call& call, size_t request) {
   if (segments.empty() || segments.back().get() != ref.segment) {
     segments.push_back(ref.segment->shared_from_this());
   }
+  if (!call.ahead) {
+    core_.host.Touch(ref, wanted.mass);
+    core_.host.SettleAhead(ref, wanted.cells & known);
+  }
   core_.host.Pin(ref);
   call.state.refs[request] = ref;
   const Extent& extent = ref.segment->ExtentAt(ref.lane, ref.kind, ref.index);
+  if (call.ahead) {
+    call.rest[request] = wanted.cells & known & ~extent.valid & ~extent.loading;
+    return;
+  }
   const uint64_t present = wanted.cells & known & extent.valid;
   result.data = extent.data;
   core_.host.CountRead(std::popcount(present) * CellBytes(ref.segment->layout, ref.kind));
@@ -187,11 +211,19 @@ void ExtentReader::ClaimCells(Call& call, size_t request, Batch& batch) {
   }
   if (rest == 0) return;
   ABSL_RAW_CHECK(core_.disk != nullptr, "without a disk nothing leaves memory");
-  const Demand demand = call.kind == ExtentKind::kRows ? Demand::kReadRows : Demand::kReadStripe;
+  const Demand demand = call.ahead                       ? Demand::kReadAhead
+                        : call.kind == ExtentKind::kRows ? Demand::kReadRows
+                                                         : Demand::kReadStripe;
   if (extent.data != nullptr || core_.host.Take(ref, demand)) {
+    if (call.ahead && core_.host.crowded()) core_.crowded.NotifyAll();
     result.data = extent.data;
+    if (call.ahead) core_.host.NoteAhead(ref, rest & ~extent.loading);
     AddReads({.ref = ref, .request = request, .extent = extent.data}, rest & ~extent.loading,
              batch);
+    return;
+  }
+  if (call.ahead) {
+    rest = 0;
     return;
   }
   std::shared_ptr<Scratch> scratch =

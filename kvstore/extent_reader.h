@@ -66,6 +66,9 @@ class ExtentReader {
 
   std::unique_ptr<Pins::State> Pin(ExtentKind kind, absl::Span<const ReadRequest> requests,
                                    absl::Time deadline);
+  // Brings missing rows into memory where the host tier finds them worth it, until `deadline`;
+  // rows that somebody reads already are left to him.
+  void ReadAhead(absl::Span<const ReadRequest> requests, absl::Time deadline);
 
  private:
   // Where cells that are read go.
@@ -103,10 +106,13 @@ class ExtentReader {
     Pins::State& state;
     // By request: cells still to come.
     std::vector<uint64_t> rest;
+    // Nobody has asked for it yet.
+    bool ahead = false;
 
     bool Done() const;
   };
 
+  void Run(Call& call);
   // Pins the request's extent and takes from it what is in memory.
   void Admit(Call& call, size_t request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   // Reads of all cells still to come that nobody else reads.

@@ -33,7 +33,7 @@ void HeatClock::Touch(double mass, BlockHeat& heat) {
   ++accesses_;
   if (heat.last_access != 0) MeasureGap(static_cast<double>(accesses_ - heat.last_access));
   reading_ += 1 / half_life_accesses();
-  heat.level = AddLevels(heat.level, std::log2(mass) + reading_);
+  heat.level = AddLevels(heat.level, options_.mass_exponent * std::log2(mass) + reading_);
   heat.last_access = accesses_;
   if (heat.touches < std::numeric_limits<uint32_t>::max()) ++heat.touches;
 }

@@ -19,6 +19,10 @@ struct HeatOptions {
   double half_life_accesses = 0;
   // Above 0.
   double half_life_gaps = 1;
+  // Heat counts mass to this power, in (0, 1]. What a block captures swings by orders of magnitude
+  // from step to step, while a miss costs the same: less than 1 makes more of being selected at
+  // all.
+  double mass_exponent = 0.5;
   // The mean is over about so many gaps, at least 1.
   uint32_t gap_window = 4096;
   // A block that has been touched less often must be `2^contrast` times as hot as what it would
@@ -49,6 +53,8 @@ class HeatClock {
 
   // One access: time goes on, and `heat` receives `mass`. Requires: mass is finite, at least 0.
   void Touch(double mass, BlockHeat& heat);
+  // An access that says nothing of heat; the block remembers when.
+  void Pass(BlockHeat& heat) { heat.last_access = ++accesses_; }
 
   double half_life_accesses() const;
   uint64_t accesses() const { return accesses_; }

@@ -7,17 +7,20 @@
 #include <vector>
 
 #include "absl/base/internal/raw_logging.h"
-#include "kvstore/eviction.h"
 
 namespace terrace::kvstore {
 namespace {
 
-// Extents ranked at a time, and evicted of them: 16 looks for each.
+// Extents ranked at a time, and evicted of them: 16 looks for each. A read looks for one.
 constexpr size_t kSampleCount = 64;
 constexpr size_t kEvictCount = 4;
+constexpr size_t kReadSampleCount = 16;
 constexpr size_t kSlabSampleCount = 16;
 // A read that finds nothing to evict soon has its scratch; who reserves looks everywhere.
 constexpr size_t kReadVisits = 1024;
+// Watermarks, as parts of the capacity.
+constexpr uint64_t kKeptPart = 16;
+constexpr uint64_t kCrowdedPart = 32;
 
 uint64_t AllCells(uint32_t cells) {
   return cells == 64 ? ~uint64_t{0} : (uint64_t{1} << cells) - 1;
@@ -25,22 +28,40 @@ uint64_t AllCells(uint32_t cells) {
 
 }  // namespace
 
-HostTier::HostTier(std::unique_ptr<ExtentPool> pool, bool can_evict)
-    : pool_(std::move(pool)), can_evict_(can_evict) {
+HostTier::HostTier(std::unique_ptr<ExtentPool> pool, bool can_evict, PolicyKind policy)
+    : pool_(std::move(pool)),
+      can_evict_(can_evict),
+      kept_room_(pool_->capacity_bytes() / kKeptPart),
+      crowded_room_(pool_->capacity_bytes() / kCrowdedPart),
+      clock_(HeatOptions{}),
+      rows_ranking_(policy, PlacementOptions{}, clock_),
+      stripes_ranking_(PolicyKind::kLru, PlacementOptions{}, clock_) {
   stats_.capacity_bytes = pool_->capacity_bytes();
+}
+
+void HostTier::Touch(const ExtentRef& ref, float mass) {
+  RankingOf(ref.kind).Touch(mass, At(ref).standing);
 }
 
 bool HostTier::Take(const ExtentRef& ref, Demand demand) {
   const size_t bytes = ref.segment->ExtentBytes(ref.kind);
-  std::byte* data = pool_->Allocate(bytes, ref);
+  if (demand == Demand::kReserve) Touch(ref, kUntoldMass);
+  if (ref.kind == ExtentKind::kRows) rows_bytes_ = bytes;
+  uint64_t kept = 0;
+  if (demand == Demand::kReadRows) kept = kept_room_;
+  if (demand == Demand::kReadAhead) kept = crowded_room_;
+  std::byte* data = kept == 0 || RowsRoom() > kept ? pool_->Allocate(bytes, ref) : nullptr;
   while (data == nullptr) {
-    if (!MakeRoom(bytes, ref.kind, demand)) return false;
+    if (!MakeRoom(ref, demand)) {
+      if (demand == Demand::kReadRows) ++stats_.bypassed_blocks;
+      return false;
+    }
     data = pool_->Allocate(bytes, ref);
   }
   Extent& extent = At(ref);
   ABSL_RAW_CHECK(extent.data == nullptr, "extent is in memory already");
   extent.data = data;
-  extent.last_touch = ++tick_;
+  RankingOf(ref.kind).Insert(extent.standing);
   ++extent_count_;
   if (ref.kind == ExtentKind::kRows) {
     ++stats_.admitted_blocks;
@@ -63,7 +84,6 @@ void HostTier::Free(const ExtentRef& ref) {
 void HostTier::Pin(const ExtentRef& ref) {
   Extent& extent = At(ref);
   ++extent.pins;
-  extent.last_touch = ++tick_;
   Recount(ref);
 }
 
@@ -115,76 +135,143 @@ bool HostTier::Evictable(const ExtentRef& ref) const {
   return can_evict_ && !At(ref).held;
 }
 
-bool HostTier::EvictFrom(size_t bytes, ExtentKind kind, size_t visits, uint64_t age) {
+bool HostTier::Worth(const Search& search, const Standing& victim) const {
+  if (clock_.accesses() - victim.heat.last_access < search.age) return false;
+  if (search.newcomer == nullptr) return true;
+  return search.ahead ? rows_ranking_.AdmitsAhead(*search.newcomer, victim)
+                      : rows_ranking_.Admits(*search.newcomer, victim);
+}
+
+bool HostTier::EvictFrom(size_t bytes, ExtentKind kind, const Search& search) {
   std::array<ExtentRef, kSampleCount> refs;
-  std::array<EvictionCandidate, kSampleCount> candidates;
-  visits = std::min(visits, pool_->SlotCount(bytes, kind));
+  const bool is_read = search.newcomer != nullptr;
+  const size_t sample_count = is_read ? kReadSampleCount : kSampleCount;
+  size_t visits = std::min(search.visits, pool_->SlotCount(bytes, kind));
   while (visits > 0) {
-    const size_t found = pool_->Sample(bytes, kind, &visits, absl::MakeSpan(refs));
-    for (size_t i = 0; i < found; ++i) {
-      const uint32_t candidate_age = tick_ - At(refs[i]).last_touch;
-      candidates[i] = {.age = candidate_age,
-                       .evictable = candidate_age >= age && Evictable(refs[i])};
+    const size_t found =
+        pool_->Sample(bytes, kind, &visits, absl::MakeSpan(refs).first(sample_count));
+    std::vector<ExtentRef> candidates;
+    std::vector<Standing*> standings;
+    bool refused = false;
+    for (const ExtentRef& ref : absl::MakeConstSpan(refs).first(found)) {
+      if (!Evictable(ref)) continue;
+      if (!Worth(search, At(ref).standing)) {
+        refused = true;
+        continue;
+      }
+      candidates.push_back(ref);
+      standings.push_back(&At(ref).standing);
     }
     const std::vector<size_t> victims =
-        ChooseLru(absl::MakeConstSpan(candidates.data(), found), kEvictCount);
-    for (const size_t victim : victims) Drop(refs[victim], Departure::kEvicted);
+        RankingOf(kind).Coldest(standings, is_read ? 1 : kEvictCount);
+    for (const size_t victim : victims) Drop(candidates[victim], Departure::kEvicted);
     if (!victims.empty()) return true;
+    if (is_read && refused) return false;
   }
   return false;
 }
 
-bool HostTier::EvictSlab(size_t bytes, ExtentKind kind, ExtentKind taker, size_t visits) {
+bool HostTier::EvictSlab(size_t bytes, ExtentKind kind, ExtentKind taker, Search search) {
   if (kind != taker && !pool_->MayTakeSlab(taker)) return false;
-  visits = std::min(visits, pool_->slab_count());
-  while (visits > 0) {
-    const std::vector<uint32_t> slabs = pool_->SampleSlabs(kind, bytes, kSlabSampleCount, &visits);
-    std::vector<EvictionCandidate> candidates;
-    for (const uint32_t slab : slabs) {
-      // A slab is as young as its youngest extent.
-      EvictionCandidate candidate{.age = UINT32_MAX, .evictable = true};
-      for (const ExtentRef& ref : pool_->Owners(slab)) {
-        candidate.age = std::min<uint64_t>(candidate.age, tick_ - At(ref).last_touch);
-        candidate.evictable = candidate.evictable && Evictable(ref);
-      }
-      candidates.push_back(candidate);
+  ExtentRanking& ranking = RankingOf(kind);
+  search.visits = std::min(search.visits, pool_->slab_count());
+  while (search.visits > 0) {
+    std::vector<uint32_t> candidates;
+    // A slab is as worthy as the best of its extents.
+    std::vector<const Standing*> best;
+    for (const uint32_t slab : pool_->SampleSlabs(kind, bytes, kSlabSampleCount, &search.visits)) {
+      const std::vector<ExtentRef> owners = pool_->Owners(slab);
+      const bool may_leave = std::all_of(owners.begin(), owners.end(), [&](const ExtentRef& ref) {
+        return Evictable(ref) && Worth(search, At(ref).standing);
+      });
+      if (!may_leave) continue;
+      const ExtentRef& warmest = *std::max_element(
+          owners.begin(), owners.end(), [&](const ExtentRef& a, const ExtentRef& b) {
+            return ranking.Colder(At(a).standing, At(b).standing);
+          });
+      candidates.push_back(slab);
+      best.push_back(&At(warmest).standing);
     }
-    const std::vector<size_t> victim = ChooseLru(candidates, 1);
-    if (victim.empty()) continue;
-    for (const ExtentRef& ref : pool_->Owners(slabs[victim[0]])) Drop(ref, Departure::kEvicted);
+    if (candidates.empty()) continue;
+    const auto victim = std::min_element(
+        best.begin(), best.end(),
+        [&](const Standing* a, const Standing* b) { return ranking.Colder(*a, *b); });
+    for (const ExtentRef& ref : pool_->Owners(candidates[victim - best.begin()])) {
+      Drop(ref, Departure::kEvicted);
+    }
     return true;
   }
   return false;
 }
 
-bool HostTier::MakeRoom(size_t bytes, ExtentKind kind, Demand demand) {
+bool HostTier::MakeRoom(const ExtentRef& ref, Demand demand) {
   if (!can_evict_) return false;
+  const size_t bytes = ref.segment->ExtentBytes(ref.kind);
+  const Search idle = {.visits = kReadVisits, .age = idle_age()};
   switch (demand) {
     case Demand::kReadRows:
-      return EvictFrom(bytes, kind, kReadVisits) ||
-             EvictSlab(bytes, ExtentKind::kRows, kind, kSlabSampleCount);
+    case Demand::kReadAhead: {
+      const bool ahead = demand == Demand::kReadAhead;
+      Search search = {.visits = kReadVisits, .newcomer = &At(ref).standing, .ahead = ahead};
+      if (EvictFrom(bytes, ref.kind, search)) return true;
+      search.visits = kSlabSampleCount;
+      return EvictSlab(bytes, ExtentKind::kRows, ref.kind, search);
+    }
     case Demand::kReadStripe:
-      return EvictFrom(bytes, kind, kReadVisits, idle_age()) ||
-             EvictSlab(bytes, ExtentKind::kRows, kind, SIZE_MAX) ||
-             EvictFrom(bytes, kind, SIZE_MAX);
+      return EvictFrom(bytes, ref.kind, idle) ||
+             EvictSlab(bytes, ExtentKind::kRows, ref.kind, {}) || EvictFrom(bytes, ref.kind, {});
     case Demand::kReserve:
       // Rows before stripes, whoever asks.
-      if (kind == ExtentKind::kRows && EvictFrom(bytes, kind, SIZE_MAX)) return true;
-      return (kind == ExtentKind::kStripe && EvictFrom(bytes, kind, kReadVisits, idle_age())) ||
-             EvictSlab(bytes, ExtentKind::kRows, kind, SIZE_MAX) ||
-             (kind == ExtentKind::kStripe && EvictFrom(bytes, kind, SIZE_MAX)) ||
-             EvictSlab(bytes, ExtentKind::kStripe, kind, SIZE_MAX);
+      if (ref.kind == ExtentKind::kRows && EvictFrom(bytes, ref.kind, {})) return true;
+      return (ref.kind == ExtentKind::kStripe && EvictFrom(bytes, ref.kind, idle)) ||
+             EvictSlab(bytes, ExtentKind::kRows, ref.kind, {}) ||
+             (ref.kind == ExtentKind::kStripe && EvictFrom(bytes, ref.kind, {})) ||
+             EvictSlab(bytes, ExtentKind::kStripe, ref.kind, {});
   }
   return false;
+}
+
+bool HostTier::Demote() {
+  if (RowsRoom() >= kept_room_) return false;
+  const uint64_t before = stats_.evicted_blocks;
+  const Search idle = {.visits = kSlabSampleCount, .age = idle_age()};
+  const bool evicted = EvictSlab(rows_bytes_, ExtentKind::kStripe, ExtentKind::kRows, idle) ||
+                       EvictFrom(rows_bytes_, ExtentKind::kRows, {}) ||
+                       EvictSlab(rows_bytes_, ExtentKind::kRows, ExtentKind::kRows, {});
+  stats_.demoted_blocks += stats_.evicted_blocks - before;
+  return evicted;
+}
+
+void HostTier::NoteAhead(const ExtentRef& ref, uint64_t cells) {
+  Extent& extent = At(ref);
+  if (extent.ahead == 0) ++stats_.ahead_blocks;
+  extent.ahead |= cells;
+}
+
+void HostTier::SettleAhead(const ExtentRef& ref, uint64_t wanted) {
+  Extent& extent = At(ref);
+  if (extent.ahead == 0) return;
+  const uint64_t met = extent.ahead & wanted;
+  if ((met & extent.valid) != 0) {
+    ++stats_.ahead_useful_blocks;
+  } else if ((met & extent.loading) != 0) {
+    ++stats_.ahead_late_blocks;
+  } else {
+    ++stats_.ahead_wasted_blocks;
+  }
+  extent.ahead = 0;
 }
 
 void HostTier::Drop(const ExtentRef& ref, Departure departure) {
   Extent& extent = At(ref);
   ABSL_RAW_CHECK(extent.pins == 0 && extent.loading == 0, "a pinned extent must stay (I3)");
   const size_t bytes = ref.segment->ExtentBytes(ref.kind);
+  SettleAhead(ref, 0);
   pool_->Release(extent.data);
   extent.data = nullptr;
   SetValid(ref, 0);
+  departure == Departure::kEvicted ? RankingOf(ref.kind).Evict(extent.standing)
+                                   : RankingOf(ref.kind).Forget(extent.standing);
   --extent_count_;
   Recount(ref);
   if (ref.kind == ExtentKind::kStripe) {

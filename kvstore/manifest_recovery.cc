@@ -14,6 +14,7 @@ absl::Status ManifestTable::Recover(const MakeSegment& make_segment) {
   std::map<SegmentId, SegmentRef> recovering;
   {
     MutexLock lock(core_.mu);
+    if (absl::Status status = CheckExtents(*index); !status.ok()) return status;
     for (const auto& [name, record] : index->manifests) {
       const absl::Status status = RecoverManifest(name, record, make_segment);
       if (!status.ok()) index->damage.push_back(status);
@@ -34,6 +35,21 @@ absl::Status ManifestTable::Recover(const MakeSegment& make_segment) {
   }
   if (batch.empty()) return absl::OkStatus();
   return core_.disk->Write(batch, /*sync=*/false, DiskTier::Growth::kFrees);
+}
+
+absl::Status ManifestTable::CheckExtents(const DiskIndex& index) const {
+  size_t needed = 0;
+  for (const auto& [name, record] : index.manifests) {
+    for (const RangeRecord& range : record.ranges) {
+      needed = std::max({needed, range.layout.rows_bytes(), range.layout.stripe_bytes()});
+    }
+  }
+  const size_t largest = core_.host.largest_extent();
+  if (needed <= largest) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("what is on this disk needs extents of ", needed, " bytes; ",
+                   core_.options.host_bytes, " bytes of host memory allow ", largest,
+                   " each, and as many as it was written with allow enough"));
 }
 
 absl::Status ManifestTable::RecoverManifest(const std::string& name, const ManifestRecord& record,

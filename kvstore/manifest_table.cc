@@ -207,21 +207,21 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
   return absl::OkStatus();
 }
 
-absl::Status ManifestTable::Commit(const Manifest& manifest) {
+absl::Status ManifestTable::Commit(const Manifest& manifest, absl::Time deadline) {
   DiskTurn turn(core_);
   {
     MutexLock lock(core_.mu);
-    turn.Take(absl::InfiniteFuture());
+    if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
     if (absl::Status status = Check(manifest); !status.ok()) return status;
   }
   return Change(manifest.name, &manifest);
 }
 
-absl::Status ManifestTable::Delete(std::string_view name) {
+absl::Status ManifestTable::Delete(std::string_view name, absl::Time deadline) {
   DiskTurn turn(core_);
   {
     MutexLock lock(core_.mu);
-    turn.Take(absl::InfiniteFuture());
+    if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
     if (!manifests_.contains(name)) {
       return absl::NotFoundError(absl::StrCat("no manifest is named ", std::string(name)));
     }

@@ -33,8 +33,8 @@ class ManifestTable {
   absl::Status Recover(const MakeSegment& make_segment);
   std::vector<Manifest> TakeRecovered();
 
-  absl::Status Commit(const Manifest& manifest);
-  absl::Status Delete(std::string_view name);
+  absl::Status Commit(const Manifest& manifest, absl::Time deadline);
+  absl::Status Delete(std::string_view name, absl::Time deadline);
 
   // Frees what a segment still has; to be called before it is destroyed.
   void Abandon(Segment& segment);
@@ -61,6 +61,8 @@ class ManifestTable {
   // `after` null: delete. Requires the disk turn.
   absl::Status Change(const std::string& name, const Manifest* after);
 
+  // FailedPrecondition when the host tier is too small for an extent of some segment.
+  absl::Status CheckExtents(const DiskIndex& index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   absl::Status RecoverManifest(const std::string& name, const ManifestRecord& record,
                                const MakeSegment& make_segment)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);

@@ -34,6 +34,7 @@ class ABSL_SCOPED_LOCKABLE MutexLock {
 
 class CondVar {
  public:
+  void NotifyOne() { cv_.notify_one(); }
   void NotifyAll() { cv_.notify_all(); }
 
   // Both may wake without cause: callers loop. WaitUntil is false once `deadline` has passed.

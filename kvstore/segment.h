@@ -22,6 +22,7 @@
 #include "kvstore/block_layout.h"
 #include "kvstore/block_store.h"
 #include "kvstore/extent_pool.h"
+#include "kvstore/extent_ranking.h"
 
 namespace terrace::kvstore {
 
@@ -36,9 +37,11 @@ struct Extent {
   uint64_t loading = 0;
   // Cells that failed their checksum. They stay so (I1).
   uint64_t bad = 0;
+  // Cells that were read ahead of a request, in memory or still loading.
+  uint64_t ahead = 0;
+  // What the host tier ranks it by, in memory or not.
+  Standing standing;
   uint32_t pins = 0;
-  // Tick of the host tier.
-  uint32_t last_touch = 0;
   // Whether the host tier counts it among what cannot leave.
   bool held = false;
 };

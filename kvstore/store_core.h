@@ -26,7 +26,7 @@ struct StoreCore {
             std::unique_ptr<DiskTier> disk_tier)
       : options(std::move(store_options)),
         disk(std::move(disk_tier)),
-        host(std::move(pool), disk != nullptr) {}
+        host(std::move(pool), disk != nullptr, options.placement) {}
 
   const StoreOptions options;
   // Null for a store without disk.
@@ -37,6 +37,8 @@ struct StoreCore {
   CondVar room;
   // Cells arrived from disk, or failed to.
   CondVar loaded;
+  // Host memory is above its high watermark.
+  CondVar crowded;
   // The writer has work.
   CondVar work;
   // The writer got on, failed, or the disk turn is free.

@@ -61,8 +61,8 @@ absl::Status TailLog::Cut(Segment& segment, uint32_t block, uint32_t rows, absl:
     }
   }
   batch.PutWatermark(segment.id, watermark);
-  absl::Status status = core_.disk->Write(
-      batch, core_.options.durability == Durability::kSync, DiskTier::Growth::kFrees);
+  absl::Status status = core_.disk->Write(batch, core_.options.durability == Durability::kSync,
+                                          DiskTier::Growth::kFrees);
   MutexLock lock(core_.mu);
   if (!status.ok()) {
     core_.CountDiskError(status);

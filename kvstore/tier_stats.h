@@ -25,6 +25,18 @@ struct TierStats {
   uint64_t evicted_bytes = 0;
   uint64_t deleted_bytes = 0;
 
+  // Memory. Of those evicted: in the background, before somebody had to wait for it.
+  uint64_t demoted_blocks = 0;
+  // Reads that were served and found no place worth theirs.
+  uint64_t bypassed_blocks = 0;
+  // Blocks of which cells were read ahead of a request. Then one came when some of them were there,
+  // or still loading, or none: it wanted others, or they were evicted first.
+  // ahead = useful + late + wasted + those that nobody has asked for yet.
+  uint64_t ahead_blocks = 0;
+  uint64_t ahead_useful_blocks = 0;
+  uint64_t ahead_late_blocks = 0;
+  uint64_t ahead_wasted_blocks = 0;
+
   // Bytes of stripes (memory) or pieces (disk).
   uint64_t index_bytes = 0;
 

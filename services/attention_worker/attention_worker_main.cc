@@ -19,6 +19,8 @@ namespace {
 
 // Stores may start after their workers; this long the worker waits for the first before it serves.
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+// Of a remote engine: they mostly wait for stores.
+constexpr int kRemoteThreads = 64;
 
 struct Flags {
   runtime::ServerFlags server;
@@ -43,11 +45,19 @@ void AddWorkerFlags(CLI::App& app, Flags& flags) {
       ->default_str("auto");
   runtime::AddSize(app, "--row-cache-bytes", flags.remote.row_cache_bytes,
                    "Rows of last steps to keep, for --engine=remote");
+  app.get_option("--threads")
+      ->description(
+          "Threads that run calls; " + std::to_string(kRemoteThreads) +
+          " by default with --engine=remote, where they mostly wait: with several stores, "
+          "each gets an equal share");
 }
 
-absl::Status Validate(Flags& flags) {
+absl::Status Validate(CLI::App& app, Flags& flags) {
+  CLI::Option* threads = app.get_option("--threads");
+  if (flags.engine == "remote" && threads->count() == 0) threads->default_val(kRemoteThreads);
   if (absl::Status status = flags.server.Validate(); !status.ok()) return status;
   flags.remote.max_message_bytes = flags.server.max_message_bytes;
+  flags.remote.threads = flags.server.threads;
   if (flags.engine == "embedded") {
     if (!flags.remote.stores.empty()) {
       return absl::InvalidArgumentError("stores: got some with --engine=embedded, expected none");
@@ -100,6 +110,7 @@ absl::Status Run(const Flags& flags) {
   if (auto* embedded = dynamic_cast<engine::EmbeddedEngine*>(engine->get()); embedded != nullptr) {
     runtime::FlushBeforeExit(*embedded, flags.embedded.store,
                              absl::Now() + flags.server.drain_timeout);
+    runtime::FinishRecording(*embedded);
   }
   return status;
 }
@@ -120,6 +131,6 @@ int main(int argc, char** argv) {
   terrace::runtime::AddEngineFlags(app, flags.embedded);
   terrace::runtime::AddEnvironment(app);
   return terrace::runtime::Main(
-      app, argc, argv, flags.server, [&flags] { return terrace::Validate(flags); },
+      app, argc, argv, flags.server, [&] { return terrace::Validate(app, flags); },
       [&flags] { return terrace::Run(flags); });
 }

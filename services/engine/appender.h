@@ -6,20 +6,22 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvstore/block_store.h"
 #include "services/engine/sequence.h"
+#include "services/engine/step.h"
 #include "services/engine/work_pool.h"
 
 namespace terrace::engine {
 
-// Finite K and V of consecutive positions of one layer, [rows, kv_heads, head_dim] each.
+// K and V of consecutive positions of one layer, [rows, kv_heads, head_dim] each.
 struct AppendRows {
   int layer = 0;
   int64_t position = 0;
   int64_t rows = 0;
-  const float* k = nullptr;
-  const float* v = nullptr;
+  FiniteTensor k;
+  FiniteTensor v;
 };
 
 class Appender {
@@ -37,13 +39,23 @@ class Appender {
 
  private:
   absl::Status CheckRange(const AppendRows& rows) const;
-  // Bytes of row `i` of KV head `head` in storage dtype.
-  void Encode(const AppendRows& rows, int64_t i, int head, std::byte* out) const;
+  // Rows [first, first + count) of KV head `head` in storage dtype.
+  void Encode(const AppendRows& rows, int64_t first, int64_t count, int head, std::byte* out) const;
   // Compares rows [0, count) with what stands.
   absl::Status Compare(const AppendRows& rows, int64_t count, absl::Time deadline);
-  // Writes rows [first, first + count), all of one block.
-  absl::Status Write(const AppendRows& rows, int64_t first, int64_t count, absl::Time deadline);
-  absl::Status Seal(int layer, uint32_t block);
+  // Writes rows from `first` on, as many as find room at once, and seals the blocks that they fill.
+  // How many; at least one.
+  absl::StatusOr<int64_t> Write(const AppendRows& rows, int64_t first, absl::Time deadline);
+  // Makes room for blocks of the open segment from `block` on; where it ends. Waits for the first
+  // only.
+  absl::StatusOr<uint32_t> Reserve(int layer, uint32_t block, uint32_t end, absl::Time deadline);
+  // Open rows of blocks [block, end), by block, then by head.
+  std::vector<std::byte*> OpenRows(int layer, uint32_t block, uint32_t end);
+  // Copies those of rows [first, first + count) that stand in `block` to its open rows.
+  void Fill(const AppendRows& rows, int64_t first, int64_t count, int head, uint32_t block,
+            std::byte* open) const;
+  // Fills blocks [block, end) up with rows from `first` on, encodes and publishes them.
+  absl::Status FillAndSeal(const AppendRows& rows, int64_t first, uint32_t block, uint32_t end);
 
   kvstore::BlockStore& store_;
   WorkPool& pool_;

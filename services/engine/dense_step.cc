@@ -106,6 +106,9 @@ class DenseHead {
     std::vector<kvstore::ReadRequest> requests;
     for (uint32_t block = first; block < end; ++block) {
       requests.push_back(input_.RowsOf(head_, block, GranulesOf(layout, rows_of(block))));
+      // Reads everything, and so prefers nothing: all blocks together get the mass of one query.
+      requests.back().mass =
+          std::min(1.0F, static_cast<float>(layout.block_tokens) / static_cast<float>(visible));
     }
     const kvstore::Pins pins = input_.store.PinRows(
         requests, std::min(input_.options.deadline, input_.options.row_deadline));

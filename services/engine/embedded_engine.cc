@@ -14,6 +14,8 @@ namespace terrace::engine {
 namespace {
 
 constexpr size_t kNameBytesMax = 256;
+// Rows that a branch pins at a time: less than the store grants to reads that find no room.
+constexpr size_t kTailPinBytes = size_t{16} << 20;
 
 absl::Status CheckPowerOfTwo(const char* field, int got, int low, int high) {
   if (got >= low && got <= high && std::has_single_bit(static_cast<unsigned>(got))) {
@@ -41,6 +43,13 @@ absl::Status EmbeddedOptions::Validate() const {
     status = absl::InvalidArgumentError(
         absl::StrCat("compute-threads: got ", compute_threads, ", expected 0 to 1024"));
   }
+  if (status.ok() && sweep_interval < absl::ZeroDuration()) {
+    status = absl::InvalidArgumentError("sweep-interval: got a negative one, expected 0 or more");
+  }
+  if (status.ok() && !record_steps.empty() && record_bytes < kMinStepTraceBytes) {
+    status = absl::InvalidArgumentError(absl::StrCat("record-bytes: got ", record_bytes,
+                                                     ", expected at least ", kMinStepTraceBytes));
+  }
   return status;
 }
 
@@ -55,7 +64,16 @@ absl::StatusOr<std::unique_ptr<EmbeddedEngine>> EmbeddedEngine::Open(
   absl::StatusOr<std::unique_ptr<kvstore::BlockStore>> store =
       kvstore::BlockStore::Open(options.store);
   if (!store.ok()) return store.status();
-  return OpenOn(options, *std::move(store));
+  std::unique_ptr<EmbeddedEngine> engine = OpenOn(options, *std::move(store));
+  if (!options.record_steps.empty()) {
+    absl::StatusOr<std::unique_ptr<StepRecorder>> recorder =
+        StepRecorder::Create({.path = options.record_steps,
+                              .bytes_max = options.record_bytes,
+                              .block_tokens = static_cast<uint32_t>(options.block_tokens)});
+    if (!recorder.ok()) return recorder.status();
+    engine->recorder_ = *std::move(recorder);
+  }
+  return engine;
 }
 
 std::unique_ptr<EmbeddedEngine> EmbeddedEngine::OpenOn(const EmbeddedOptions& options,
@@ -63,20 +81,55 @@ std::unique_ptr<EmbeddedEngine> EmbeddedEngine::OpenOn(const EmbeddedOptions& op
   auto engine = std::unique_ptr<EmbeddedEngine>(new EmbeddedEngine(options));
   engine->store_ = std::move(store);
   engine->Recover();
+  if (options.prefetch && !options.store.disk_path.empty()) {
+    engine->prefetcher_ = std::make_unique<Prefetcher>(*engine->store_);
+  }
+  if (options.sweep_interval > absl::ZeroDuration()) {
+    engine->sweeper_ = std::thread([raw = engine.get()] { raw->RunSweeps(); });
+  }
   return engine;
 }
 
-absl::StatusOr<std::shared_ptr<Sequence>> EmbeddedEngine::Find(const Caller& caller,
-                                                               absl::string_view handle) const {
-  const kvstore::MutexLock lock(mu_);
-  if (const auto damaged = damaged_.find(handle); damaged != damaged_.end()) {
-    return damaged->second;
+EmbeddedEngine::~EmbeddedEngine() {
+  {
+    const kvstore::MutexLock lock(sweep_mu_);
+    stopping_ = true;
+    sweep_changed_.NotifyAll();
   }
+  if (sweeper_.joinable()) sweeper_.join();
+}
+
+absl::StatusOr<std::shared_ptr<Sequence>> EmbeddedEngine::FindServed(
+    const Caller& caller, absl::string_view handle) const {
   const auto found = sequences_.find(handle);
-  if (found == sequences_.end() || found->second->tenant != caller.tenant) {
+  if (found == sequences_.end() || found->second->tenant != caller.tenant ||
+      found->second->retained()) {
     return SequenceNotFound(handle);
   }
   return found->second;
+}
+
+absl::StatusOr<std::shared_ptr<Sequence>> EmbeddedEngine::Find(const Caller& caller,
+                                                               absl::string_view handle) {
+  {
+    const kvstore::MutexLock lock(mu_);
+    const absl::StatusOr<SetAside> aside = FindAside(caller, handle);
+    if (!aside.ok()) return FindServed(caller, handle);
+    if (absl::IsDataLoss(aside->why)) return aside->why;
+  }
+  if (absl::Status status = RecoverLate(std::string(handle), caller.deadline); !status.ok()) {
+    return status;
+  }
+  const kvstore::MutexLock lock(mu_);
+  return FindServed(caller, handle);
+}
+
+std::shared_ptr<Sequence> EmbeddedEngine::NewSequence(const SequenceLayout& layout,
+                                                      const SequenceRecord& record) {
+  auto sequence = std::make_shared<Sequence>(NewHandle(options_.store.shard), layout, record,
+                                             options_.prefix_digest);
+  sequence->Touch(record.created);
+  return sequence;
 }
 
 absl::Status EmbeddedEngine::AddSequence(std::shared_ptr<Sequence> sequence) {
@@ -105,30 +158,62 @@ absl::StatusOr<kvstore::SegmentRef> EmbeddedEngine::NewSegment(SequenceLayout& l
   }
 }
 
-absl::StatusOr<SequenceInfo> EmbeddedEngine::Create(const Caller& caller,
-                                                    const SequenceSpec& spec) {
-  if (absl::Status status = spec.geometry.Validate(); !status.ok()) return status;
-  absl::Status names = CheckName("model_fingerprint", spec.model_fingerprint);
-  if (names.ok()) names = CheckName("adapter_id", spec.adapter_id);
-  if (!names.ok()) return names;
-  SequenceRecord record = {
-      .tenant = caller.tenant, .spec = spec, .writer_epoch = 1, .created = absl::Now()};
-  record.spec.geometry.Normalize();
-  SequenceLayout layout =
-      SequenceLayout::Make(record.spec, options_.block_tokens, options_.index_tokens);
-  absl::StatusOr<kvstore::SegmentRef> segment = NewSegment(layout, 0, true);
-  if (!segment.ok()) return segment.status();
-  auto sequence =
-      std::make_shared<Sequence>(NewHandle(options_.store.shard), std::move(layout), record);
-  const SharedHold gate(sequence->gate, absl::InfiniteFuture());
-  sequence->ranges.push_back({*segment, 0, kvstore::kOpenEnd});
+absl::Status EmbeddedEngine::Commit(Sequence& sequence, int64_t tokens_end, absl::Time deadline) {
+  const bool has_disk = !options_.store.disk_path.empty();
+  const SequenceRecord record =
+      sequence.Record(tokens_end, has_disk ? sequence.DurableLength(*store_) : tokens_end);
+  const absl::Status status = store_->CommitManifest(
+      {.name = sequence.handle, .attributes = EncodeRecord(record), .ranges = sequence.ranges},
+      deadline);
+  if (status.ok()) sequence.recorded_tokens = record.tokens.end();
+  return status;
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::Publish(const std::shared_ptr<Sequence>& sequence,
+                                                     absl::Time deadline) {
   if (absl::Status status = AddSequence(sequence); !status.ok()) return status;
-  if (absl::Status status = store_->CommitManifest(sequence->MakeManifest()); !status.ok()) {
+  if (absl::Status status = Commit(*sequence, sequence->length(), deadline); !status.ok()) {
     const kvstore::MutexLock lock(mu_);
     sequences_.erase(sequence->handle);
     return status;
   }
+  std::vector<BlockHash> hashes;
+  {
+    const kvstore::MutexLock lock(sequence->tokens_mu);
+    hashes = sequence->tokens.blocks();
+  }
+  prefixes_.Add(*sequence, hashes);
   return sequence->Info(*store_);
+}
+
+absl::StatusOr<SequenceRecord> EmbeddedEngine::NewRecord(const Caller& caller,
+                                                         const SequenceSpec& spec) const {
+  absl::Status status = spec.geometry.Validate();
+  if (status.ok()) status = CheckName("model_fingerprint", spec.model_fingerprint);
+  if (status.ok()) status = CheckName("adapter_id", spec.adapter_id);
+  if (status.ok()) status = CheckName("sharing_salt", spec.sharing_salt);
+  if (status.ok() && std::min(spec.idle_ttl, spec.retention) < absl::ZeroDuration()) {
+    status = absl::InvalidArgumentError("idle_ttl, retention: got a negative one");
+  }
+  if (!status.ok()) return status;
+  SequenceRecord record = {
+      .tenant = caller.tenant, .spec = spec, .writer_epoch = 1, .created = options_.clock()};
+  record.spec.geometry.Normalize();
+  return record;
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::Create(const Caller& caller,
+                                                    const SequenceSpec& spec) {
+  const absl::StatusOr<SequenceRecord> record = NewRecord(caller, spec);
+  if (!record.ok()) return record.status();
+  SequenceLayout layout =
+      SequenceLayout::Make(record->spec, options_.block_tokens, options_.index_tokens);
+  absl::StatusOr<kvstore::SegmentRef> segment = NewSegment(layout, 0, true);
+  if (!segment.ok()) return segment.status();
+  const std::shared_ptr<Sequence> sequence = NewSequence(layout, *record);
+  const SharedHold gate(sequence->gate, absl::InfiniteFuture());
+  sequence->ranges.push_back({*segment, 0, kvstore::kOpenEnd});
+  return Publish(sequence, caller.deadline);
 }
 
 absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, int64_t length,
@@ -137,22 +222,32 @@ absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, 
   const auto block = static_cast<uint32_t>(length / layout.block_tokens);
   const auto rows = static_cast<uint32_t>(length % layout.block_tokens);
   if (rows == 0) return absl::OkStatus();
-  for (uint16_t layer = 0; layer < layout.layers; ++layer) {
-    if (absl::Status status = store_->Reserve(to, layer, block, block + 1, deadline);
-        !status.ok()) {
-      return absl::IsResourceExhausted(status) ? NoRoom(status.message()) : status;
+  // As many layers together as bounds what is pinned: lane by lane, a disk would be waited for as
+  // often as there are lanes.
+  const size_t layer_bytes = layout.heads * layout.rows_bytes();
+  const auto step =
+      static_cast<uint16_t>(std::clamp<size_t>(kTailPinBytes / layer_bytes, 1, layout.layers));
+  for (uint16_t first = 0; first < layout.layers; first += step) {
+    const auto end = static_cast<uint16_t>(std::min(first + step, int{layout.layers}));
+    std::vector<kvstore::ReadRequest> requests;
+    for (uint16_t layer = first; layer < end; ++layer) {
+      absl::Status status = store_->Reserve(to, layer, block, block + 1, deadline);
+      if (absl::IsResourceExhausted(status)) return NoRoom(status.message());
+      if (!status.ok()) return status;
+      for (uint16_t head = 0; head < layout.heads; ++head) {
+        requests.push_back({.segment = sequence.RangeOf(block).segment.get(),
+                            .layer = layer,
+                            .head = head,
+                            .index = block,
+                            .cells = GranulesOf(layout, rows)});
+      }
     }
-    for (uint16_t head = 0; head < layout.heads; ++head) {
-      const kvstore::ReadRequest request = {.segment = sequence.RangeOf(block).segment.get(),
-                                            .layer = layer,
-                                            .head = head,
-                                            .index = block,
-                                            .cells = GranulesOf(layout, rows)};
-      const kvstore::Pins pins = store_->PinRows(absl::MakeConstSpan(&request, 1), deadline);
-      const kvstore::PinnedExtent& extent = pins.extents()[0];
+    const kvstore::Pins pins = store_->PinRows(requests, deadline);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const kvstore::PinnedExtent& extent = pins.extents()[i];
       if (extent.missing != 0) return extent.status;
       std::copy_n(extent.data, size_t{rows} * layout.row_bytes,
-                  store_->OpenRows(to, layer, head, block));
+                  store_->OpenRows(to, requests[i].layer, requests[i].head, block));
     }
   }
   return absl::OkStatus();
@@ -183,7 +278,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Fork(const Caller& caller, absl::st
   Sequence& parent = **found;
   const SharedHold gate(parent.gate, caller.deadline);
   if (!gate.held()) return NotBegun("fork");
-  if (parent.deleted) return SequenceNotFound(handle);
+  if (parent.closed) return SequenceNotFound(handle);
   if (absl::Status status = parent.CheckFingerprint(fingerprint); !status.ok()) {
     return status;
   }
@@ -191,22 +286,22 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Fork(const Caller& caller, absl::st
     return absl::OutOfRangeError(absl::StrCat("fork position: got ", position,
                                               ", expected at most the length ", parent.length()));
   }
-  absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges =
-      Branch(parent, position, caller.deadline);
-  if (!ranges.ok()) return ranges.status();
   const SequenceRecord record = {
-      .tenant = parent.tenant, .spec = parent.spec, .writer_epoch = 1, .created = absl::Now()};
-  auto child = std::make_shared<Sequence>(NewHandle(options_.store.shard), parent.layout, record);
-  const SharedHold child_gate(child->gate, absl::InfiniteFuture());
+      .tenant = parent.tenant, .spec = parent.spec, .writer_epoch = 1, .created = options_.clock()};
+  return ForkLocked(parent, position, record, caller.deadline);
+}
+
+absl::StatusOr<SequenceInfo> EmbeddedEngine::ForkLocked(Sequence& parent, int64_t position,
+                                                        const SequenceRecord& record,
+                                                        absl::Time deadline) {
+  absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges = Branch(parent, position, deadline);
+  if (!ranges.ok()) return ranges.status();
+  const std::shared_ptr<Sequence> child = NewSequence(parent.layout, record);
+  const SharedHold gate(child->gate, absl::InfiniteFuture());
   child->ranges = *std::move(ranges);
   for (std::atomic<int64_t>& length : child->layer_length) length = position;
-  if (absl::Status status = AddSequence(child); !status.ok()) return status;
-  if (absl::Status status = store_->CommitManifest(child->MakeManifest()); !status.ok()) {
-    const kvstore::MutexLock lock(mu_);
-    sequences_.erase(child->handle);
-    return status;
-  }
-  return child->Info(*store_);
+  child->InheritTokens(parent, position);
+  return Publish(child, deadline);
 }
 
 absl::StatusOr<SequenceInfo> EmbeddedEngine::Resume(const Caller& caller, absl::string_view handle,
@@ -216,16 +311,16 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Resume(const Caller& caller, absl::
   Sequence& sequence = **found;
   const SoleHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("resume");
-  if (sequence.deleted) return SequenceNotFound(handle);
+  if (sequence.closed) return SequenceNotFound(handle);
   if (absl::Status status = sequence.CheckFingerprint(fingerprint); !status.ok()) {
     return status;
   }
   ++sequence.epoch;
-  if (absl::Status status = store_->CommitManifest(sequence.MakeManifest()); !status.ok()) {
+  if (absl::Status status = Commit(sequence, sequence.length(), caller.deadline); !status.ok()) {
     --sequence.epoch;
     return status;
   }
-  sequence.Touch();
+  sequence.Touch(options_.clock());
   return sequence.Info(*store_);
 }
 
@@ -234,7 +329,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Get(const Caller& caller, absl::str
   if (!found.ok()) return found.status();
   const SharedHold gate((*found)->gate, caller.deadline);
   if (!gate.held()) return NotBegun("get");
-  if ((*found)->deleted) return SequenceNotFound(handle);
+  if ((*found)->closed) return SequenceNotFound(handle);
   return (*found)->Info(*store_);
 }
 
@@ -246,7 +341,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
   Sequence& sequence = **found;
   const SoleHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("truncate");
-  if (sequence.deleted) return SequenceNotFound(handle);
+  if (sequence.closed) return SequenceNotFound(handle);
   if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
   if (length < 0 || length > sequence.length()) {
     return absl::OutOfRangeError(absl::StrCat("truncate length: got ", length,
@@ -255,7 +350,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
   if (absl::Status status = TruncateLocked(sequence, length, caller.deadline); !status.ok()) {
     return status;
   }
-  sequence.Touch();
+  sequence.Touch(options_.clock());
   return sequence.Info(*store_);
 }
 
@@ -291,18 +386,23 @@ absl::Status EmbeddedEngine::TruncateLocked(Sequence& sequence, int64_t length,
     absl::Status status = KeepDurable(sequence, *ranges->back().segment, length, deadline);
     if (!status.ok()) return status;
     std::swap(sequence.ranges, *ranges);
-    status = store_->CommitManifest(sequence.MakeManifest());
+    status = Commit(sequence, length, deadline);
     if (!status.ok()) {
       std::swap(sequence.ranges, *ranges);
       return status;
     }
     for (std::atomic<bool>& on_disk : sequence.tail_on_disk) on_disk = false;
-  } else if (absl::Status status =
-                 store_->CutTail(sequence.open_segment(), end_block,
-                                 static_cast<uint32_t>(length % block_tokens), deadline);
-             !status.ok()) {
-    return status;
+  } else {
+    absl::Status status = absl::OkStatus();
+    // Other tokens may follow, and a crash must not take these for theirs.
+    if (length < sequence.recorded_tokens) status = Commit(sequence, length, deadline);
+    if (status.ok()) {
+      status = store_->CutTail(sequence.open_segment(), end_block,
+                               static_cast<uint32_t>(length % block_tokens), deadline);
+    }
+    if (!status.ok()) return status;
   }
+  prefixes_.Remove(sequence, sequence.CutTokens(length));
   for (std::atomic<int64_t>& held : sequence.layer_length) held = length;
   ++sequence.generation;
   const kvstore::MutexLock sums(sequence.sums_mu);
@@ -318,7 +418,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Flush(const Caller& caller, absl::s
   Sequence& sequence = **found;
   const SharedHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("flush");
-  if (sequence.deleted) return SequenceNotFound(handle);
+  if (sequence.closed) return SequenceNotFound(handle);
   if (absl::Status status = FlushLocked(sequence, caller.deadline); !status.ok()) return status;
   return sequence.Info(*store_);
 }
@@ -338,32 +438,31 @@ absl::Status EmbeddedEngine::FlushLocked(Sequence& sequence, absl::Time deadline
   for (const std::atomic<int64_t>& held : sequence.layer_length) {
     tail_rows.push_back(static_cast<uint32_t>(held.load() % sequence.block_tokens()));
   }
-  return store_->Flush(sequence.open_segment(), tail_rows, deadline);
+  if (absl::Status status = store_->Flush(sequence.open_segment(), tail_rows, deadline);
+      !status.ok()) {
+    return status;
+  }
+  const int64_t length = sequence.length();
+  return sequence.recorded_tokens < sequence.KnownTokens(length)
+             ? Commit(sequence, length, deadline)
+             : absl::OkStatus();
 }
 
 absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view handle) {
+  bool aside = false;
   {
     const kvstore::MutexLock lock(mu_);
-    if (const auto damaged = damaged_.find(handle); damaged != damaged_.end()) {
-      if (absl::Status status = store_->DeleteManifest(damaged->first); !status.ok()) {
-        return status;
-      }
-      damaged_.erase(damaged);
-      return absl::OkStatus();
-    }
+    aside = FindAside(caller, handle).ok();
   }
+  if (aside) return DeleteAside(std::string(handle), caller.deadline);
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
   const SoleHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("delete");
-  if (sequence.deleted) return SequenceNotFound(handle);
-  if (absl::Status status = store_->DeleteManifest(sequence.handle); !status.ok()) return status;
-  sequence.deleted = true;
-  sequence.ranges.clear();
-  const kvstore::MutexLock lock(mu_);
-  sequences_.erase(sequence.handle);
-  return absl::OkStatus();
+  if (sequence.closed) return SequenceNotFound(handle);
+  return sequence.spec.retention > absl::ZeroDuration() ? RetainLocked(sequence, caller.deadline)
+                                                        : DropLocked(sequence, caller.deadline);
 }
 
 }  // namespace terrace::engine

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -16,9 +17,12 @@
 #include "kvstore/mutex.h"
 #include "services/engine/appender.h"
 #include "services/engine/kv_engine.h"
+#include "services/engine/prefetcher.h"
+#include "services/engine/prefix_index.h"
 #include "services/engine/sequence.h"
 #include "services/engine/step_input.h"
 #include "services/engine/step_part.h"
+#include "services/engine/step_recorder.h"
 #include "services/engine/step_tensors.h"
 #include "services/engine/work_pool.h"
 
@@ -32,7 +36,21 @@ struct EmbeddedOptions {
   int index_tokens = 1024;
   // Threads of one step, the calling one included. 0 means one per core.
   int compute_threads = 0;
+  // Reads ahead what the next layers will probably select.
+  bool prefetch = true;
+  // Step trace of the selections of all SparQ steps; none without a path.
+  std::string record_steps;
+  uint64_t record_bytes = uint64_t{256} << 20;
   Limits limits;
+  // Bytes of rows and index that closed sequences of one tenant may keep for prefixes, shared ones
+  // counted with each. Leases are not counted. Beyond it the least recently used go.
+  uint64_t retained_bytes_max = uint64_t{1} << 40;
+  // Between two sweeps. Zero: nobody sweeps but who calls Sweep.
+  absl::Duration sweep_interval = absl::Seconds(5);
+  // What ages are taken from. Tests have their own.
+  std::function<absl::Time()> clock = absl::Now;
+  // Tests have a weak one.
+  PrefixDigest prefix_digest = Sha256;
 
   absl::Status Validate() const;
 };
@@ -46,8 +64,13 @@ class EmbeddedEngine final : public KvEngine {
   // options.store are those of the store.
   static std::unique_ptr<EmbeddedEngine> OpenOn(const EmbeddedOptions& options,
                                                 std::unique_ptr<kvstore::BlockStore> store);
+  ~EmbeddedEngine() override;
 
   absl::StatusOr<SequenceInfo> Create(const Caller& caller, const SequenceSpec& spec) override;
+  absl::StatusOr<SequenceInfo> OpenOnPrefix(const Caller& caller, const PrefixQuery& query,
+                                            absl::string_view lease) override;
+  absl::StatusOr<PrefixFound> LookupPrefix(const Caller& caller, const PrefixQuery& query,
+                                           absl::Duration lease) override;
   absl::StatusOr<SequenceInfo> Fork(const Caller& caller, absl::string_view handle,
                                     int64_t position, absl::string_view fingerprint) override;
   absl::StatusOr<SequenceInfo> Resume(const Caller& caller, absl::string_view handle,
@@ -78,6 +101,16 @@ class EmbeddedEngine final : public KvEngine {
                                                   int layer, int head,
                                                   absl::Span<const uint32_t> positions);
 
+  // Deletes what has expired, then retained sequences for quotas and for room, and records tokens
+  // of sequences that rest.
+  void Sweep();
+  // Records tokens of all sequences that their manifests do not know yet, until `deadline`, so that
+  // they share blocks after a restart too. Not needed for correctness.
+  void RecordTokens(absl::Time deadline);
+
+  // Null when no steps are recorded.
+  StepRecorder* recorder() { return recorder_.get(); }
+
   // Calls body(0) … body(count - 1) on the threads of this engine.
   void ForEach(int count, const std::function<void(int)>& body) { pool_->ParallelFor(count, body); }
 
@@ -85,7 +118,7 @@ class EmbeddedEngine final : public KvEngine {
   std::vector<std::string> damaged() const {
     const kvstore::MutexLock lock(mu_);
     std::vector<std::string> messages;
-    for (const auto& [handle, why] : damaged_) messages.emplace_back(why.message());
+    for (const auto& [handle, aside] : set_aside_) messages.emplace_back(aside.why.message());
     return messages;
   }
   size_t sequence_count() const {
@@ -95,23 +128,61 @@ class EmbeddedEngine final : public KvEngine {
   uint16_t shard() const { return options_.store.shard; }
 
  private:
+  // What one append brings besides its rows.
+  struct Writing {
+    uint64_t writer_epoch = 0;
+    int64_t token_position = 0;
+    absl::Span<const uint32_t> token_ids;
+    // The step attends sparsely.
+    bool sparse = false;
+  };
+
   explicit EmbeddedEngine(const EmbeddedOptions& options);
+
+  // A sequence that is not served since a start.
+  struct SetAside {
+    kvstore::Manifest manifest;
+    // Empty when its record does not tell.
+    std::string tenant;
+    // DataLoss for good; anything else may go away.
+    absl::Status why;
+  };
 
   // Sequences that cannot be brought back are set aside; the others are served.
   void Recover();
-  absl::Status RecoverOne(const kvstore::Manifest& manifest);
+  absl::Status RecoverOne(const kvstore::Manifest& manifest, absl::Time deadline);
+  // Tries again, for somebody who asks for it.
+  absl::Status RecoverLate(const std::string& handle, absl::Time deadline);
+  absl::Status DeleteAside(const std::string& handle, absl::Time deadline);
   // The caller's sequence. NotFound for unknown and for another tenant's alike (I11).
-  absl::StatusOr<std::shared_ptr<Sequence>> Find(const Caller& caller,
-                                                 absl::string_view handle) const;
+  // One that a start had no room or no disk for is brought back now.
+  absl::StatusOr<std::shared_ptr<Sequence>> Find(const Caller& caller, absl::string_view handle);
+  absl::StatusOr<std::shared_ptr<Sequence>> FindServed(const Caller& caller,
+                                                       absl::string_view handle) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What keeps the caller's sequence aside; NotFound when it is not aside.
+  absl::StatusOr<SetAside> FindAside(const Caller& caller, absl::string_view handle) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The first after a handle, of one tenant or of all; null at the end.
   std::shared_ptr<Sequence> NextSequence(absl::string_view tenant, absl::string_view after) const;
+  std::shared_ptr<Sequence> NewSequence(const SequenceLayout& layout, const SequenceRecord& record);
+  // Makes a sequence that is complete known, on disk too. The caller holds its gate.
+  absl::StatusOr<SequenceInfo> Publish(const std::shared_ptr<Sequence>& sequence,
+                                       absl::Time deadline);
   absl::Status AddSequence(std::shared_ptr<Sequence> sequence);
+  // Commits the sequence's manifest with its first `tokens_end` tokens. The caller holds the gate,
+  // and the writer or the gate alone.
+  absl::Status Commit(Sequence& sequence, int64_t tokens_end, absl::Time deadline);
   absl::StatusOr<kvstore::SegmentRef> NewSegment(SequenceLayout& layout, uint32_t first_block,
                                                  bool may_shrink_stripes);
   // Ranges of `sequence` up to `length`, ending in a new segment that holds the rows of the cut
   // block. The caller holds the gate.
   absl::StatusOr<std::vector<kvstore::SegmentRange>> Branch(Sequence& sequence, int64_t length,
                                                             absl::Time deadline);
+  // A sequence of `record` that shares `parent` up to `position`. The caller holds the parent's
+  // gate.
+  absl::StatusOr<SequenceInfo> ForkLocked(Sequence& parent, int64_t position,
+                                          const SequenceRecord& record, absl::Time deadline);
   absl::Status CopyTail(Sequence& sequence, kvstore::Segment& to, int64_t length,
                         absl::Time deadline);
   // Writes the rows in `to` that were copied from durable ones, so that the truncate to `length`
@@ -120,8 +191,35 @@ class EmbeddedEngine final : public KvEngine {
                            absl::Time deadline);
   absl::Status TruncateLocked(Sequence& sequence, int64_t length, absl::Time deadline);
   absl::Status FlushLocked(Sequence& sequence, absl::Time deadline);
-  absl::Status AppendLocked(Sequence& sequence, uint64_t writer_epoch, const AppendRows& rows,
+  absl::Status AppendLocked(Sequence& sequence, const Writing& writing, const AppendRows& rows,
                             absl::Time deadline);
+  // After an append that found layer `layer` at `length_before`: takes the ids of rows that stand,
+  // and makes blocks known that are complete now. The caller holds the writer.
+  void TakeTokens(Sequence& sequence, int layer, int64_t length_before, const Writing& writing);
+  // Rows at [position, position + rows) that are not complete in all layers come about under sparse
+  // attention.
+  static void MarkSparse(Sequence& sequence, int64_t position, int64_t rows);
+  // The record of a new sequence. InvalidArgument when the spec is out of range.
+  absl::StatusOr<SequenceRecord> NewRecord(const Caller& caller, const SequenceSpec& spec) const;
+  absl::Status CheckQuery(const PrefixQuery& query) const;
+  // The longest prefix at the moment.
+  PrefixMatch FindPrefix(const SequenceRecord& record, const PrefixQuery& query) const;
+  // Keeps the matching blocks for a time, under a name of its own. The caller holds the gate.
+  absl::StatusOr<std::string> Lease(const PrefixMatch& match, const SequenceRecord& record,
+                                    absl::Time until, absl::Time deadline);
+  void EndLease(const Caller& caller, absl::string_view lease);
+
+  // Both end what a handle names. The caller holds the gate alone.
+  absl::Status DropLocked(Sequence& sequence, absl::Time deadline);
+  absl::Status RetainLocked(Sequence& sequence, absl::Time deadline);
+  // Drops a retained one, or closes one that has not been used for its time.
+  void Expire(Sequence& sequence, absl::Time now);
+  // Drops retained sequences, those used longest ago first, of the tenant that has most of them:
+  // while that one is over its quota, the lowest tier is full, or the sequences are too many.
+  void ShrinkRetained();
+  std::vector<std::shared_ptr<Sequence>> AllSequences() const;
+  void RunSweeps();
+  void SweepSoon();
   absl::Status CheckAnswer(const Sequence& sequence, const StepRequest& request, int64_t queries,
                            const StepOptions& options, PartForm form) const;
   // The step behind its checks: appends, then reads. The caller holds the gate.
@@ -138,11 +236,22 @@ class EmbeddedEngine final : public KvEngine {
   const EmbeddedOptions options_;
   std::unique_ptr<kvstore::BlockStore> store_;
   std::unique_ptr<WorkPool> pool_;
+  // Null for none.
+  std::unique_ptr<Prefetcher> prefetcher_;
+  std::unique_ptr<StepRecorder> recorder_;
+  PrefixIndex prefixes_;
 
   mutable kvstore::Mutex mu_;
   std::map<std::string, std::shared_ptr<Sequence>, std::less<>> sequences_ ABSL_GUARDED_BY(mu_);
-  // Sequences that a start could not bring back, and why: DataLoss until they are deleted.
-  std::map<std::string, absl::Status, std::less<>> damaged_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, SetAside, std::less<>> set_aside_ ABSL_GUARDED_BY(mu_);
+  // Held by whoever brings one of them back.
+  SequenceGate recovery_;
+
+  kvstore::Mutex sweep_mu_;
+  kvstore::CondVar sweep_changed_;
+  bool stopping_ ABSL_GUARDED_BY(sweep_mu_) = false;
+  bool sweep_now_ ABSL_GUARDED_BY(sweep_mu_) = false;
+  std::thread sweeper_;
 };
 
 }  // namespace terrace::engine

@@ -26,29 +26,83 @@ absl::Status CheckLayouts(const kvstore::BlockStore& store, const SequenceSpec& 
   return fits ? absl::OkStatus() : absl::DataLossError("its segments hold other blocks than it");
 }
 
+// What whoever asks for the sequence is told. Only what another try may mend keeps its code.
+absl::Status WhyAside(absl::string_view handle, const absl::Status& status) {
+  if (status.ok()) return status;
+  const std::string why =
+      absl::StrCat("sequence ", handle, " could not be recovered: ", status.message());
+  const bool passing = absl::IsResourceExhausted(status) || absl::IsUnavailable(status) ||
+                       absl::IsDeadlineExceeded(status);
+  return passing ? absl::Status(status.code(), why) : absl::DataLossError(why);
+}
+
 }  // namespace
 
 void EmbeddedEngine::Recover() {
-  for (const kvstore::Manifest& manifest : store_->TakeRecovered()) {
-    const absl::Status status = RecoverOne(manifest);
+  for (kvstore::Manifest& manifest : store_->TakeRecovered()) {
+    const absl::Status status = RecoverOne(manifest, absl::InfiniteFuture());
     if (status.ok()) continue;
+    const absl::StatusOr<SequenceRecord> record = DecodeRecord(manifest.attributes);
+    const std::string handle = manifest.name;
     const kvstore::MutexLock lock(mu_);
-    sequences_.erase(manifest.name);
-    damaged_.emplace(manifest.name, absl::DataLossError(absl::StrCat(
-                                        "sequence ", manifest.name,
-                                        " could not be recovered: ", status.message())));
+    set_aside_.emplace(handle, SetAside{.manifest = std::move(manifest),
+                                        .tenant = record.ok() ? record->tenant : "",
+                                        .why = WhyAside(handle, status)});
   }
 }
 
-absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest) {
+absl::StatusOr<EmbeddedEngine::SetAside> EmbeddedEngine::FindAside(const Caller& caller,
+                                                                   absl::string_view handle) const {
+  const auto found = set_aside_.find(handle);
+  if (found == set_aside_.end() ||
+      (!found->second.tenant.empty() && found->second.tenant != caller.tenant)) {
+    return SequenceNotFound(handle);
+  }
+  return found->second;
+}
+
+absl::Status EmbeddedEngine::RecoverLate(const std::string& handle, absl::Time deadline) {
+  const SoleHold recovery(recovery_, deadline);
+  if (!recovery.held()) return NotBegun("recovery");
+  kvstore::Manifest manifest;
+  {
+    const kvstore::MutexLock lock(mu_);
+    const auto found = set_aside_.find(handle);
+    // Somebody else was first.
+    if (found == set_aside_.end()) return absl::OkStatus();
+    manifest = found->second.manifest;
+  }
+  const absl::Status status = WhyAside(handle, RecoverOne(manifest, deadline));
+  const kvstore::MutexLock lock(mu_);
+  if (status.ok()) {
+    set_aside_.erase(handle);
+  } else {
+    set_aside_.find(handle)->second.why = status;
+  }
+  return status;
+}
+
+absl::Status EmbeddedEngine::DeleteAside(const std::string& handle, absl::Time deadline) {
+  const SoleHold recovery(recovery_, deadline);
+  if (!recovery.held()) return NotBegun("delete");
+  absl::Status status = store_->DeleteManifest(handle, deadline);
+  if (!status.ok()) return status;
+  const kvstore::MutexLock lock(mu_);
+  set_aside_.erase(handle);
+  return absl::OkStatus();
+}
+
+absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest, absl::Time deadline) {
   absl::StatusOr<SequenceRecord> record = DecodeRecord(manifest.attributes);
   if (!record.ok()) return record.status();
   if (absl::Status status = CheckLayouts(*store_, record->spec, manifest); !status.ok()) {
     return status;
   }
   const kvstore::BlockLayout& block = store_->layout(*manifest.ranges.front().segment);
-  auto sequence = std::make_shared<Sequence>(
-      manifest.name, SequenceLayout::FromBlock(record->spec, block), *record);
+  auto sequence =
+      std::make_shared<Sequence>(manifest.name, SequenceLayout::FromBlock(record->spec, block),
+                                 *record, options_.prefix_digest);
+  sequence->Touch(options_.clock());
   const SoleHold gate(sequence->gate, absl::InfiniteFuture());
   sequence->ranges = manifest.ranges;
   for (std::atomic<int64_t>& length : sequence->layer_length) length = INT64_MAX;
@@ -61,6 +115,7 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest) {
     sequence->layer_length[layer] = durable[layer];
     sequence->tail_on_disk[layer] = durable[layer] % sequence->block_tokens() != 0;
   }
+  sequence->CutTokens(shortest);
   {
     const kvstore::MutexLock lock(mu_);
     sequences_.emplace(sequence->handle, sequence);
@@ -69,12 +124,19 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest) {
   // segment although an earlier one is not all there.
   const bool gap =
       shortest < int64_t{sequence->ranges.back().first_block} * sequence->block_tokens();
-  absl::Status status = TruncateLocked(*sequence, shortest, absl::InfiniteFuture());
+  absl::Status status = TruncateLocked(*sequence, shortest, deadline);
   // A cut that would need flushed rows that are corrupt waits until somebody makes one that does
   // not: rows below them are served. But not while those rows lie in a segment that another
   // sequence may go on writing.
-  if (absl::IsDataLoss(status) && !gap) return absl::OkStatus();
-  return status;
+  if (absl::IsDataLoss(status) && !gap) status = absl::OkStatus();
+  if (!status.ok()) {
+    const kvstore::MutexLock lock(mu_);
+    sequences_.erase(sequence->handle);
+    return status;
+  }
+  const kvstore::MutexLock lock(sequence->tokens_mu);
+  prefixes_.Add(*sequence, sequence->tokens.blocks());
+  return absl::OkStatus();
 }
 
 absl::Status EmbeddedEngine::RestoreTail(Sequence& sequence, int layer, int64_t end,

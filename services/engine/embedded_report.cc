@@ -47,6 +47,7 @@ std::shared_ptr<Sequence> EmbeddedEngine::NextSequence(absl::string_view tenant,
                                                        absl::string_view after) const {
   const kvstore::MutexLock lock(mu_);
   for (auto it = sequences_.upper_bound(after); it != sequences_.end(); ++it) {
+    if (it->second->retained()) continue;
     if (tenant.empty() || it->second->tenant == tenant) return it->second;
   }
   return nullptr;
@@ -62,8 +63,8 @@ absl::StatusOr<std::vector<SequenceSummary>> EmbeddedEngine::ListSequences(absl:
     if (sequence == nullptr) break;
     last = sequence->handle;
     const SharedHold gate(sequence->gate, absl::InfiniteFuture());
-    // One that is deleted meanwhile makes no page short: a short page is the last.
-    if (!sequence->deleted) summaries.push_back(Summarize(*sequence, nullptr));
+    // One that is closed meanwhile makes no page short: a short page is the last.
+    if (!sequence->closed) summaries.push_back(Summarize(*sequence, nullptr));
   }
   return summaries;
 }
@@ -77,7 +78,7 @@ absl::StatusOr<SequenceDescription> EmbeddedEngine::Describe(absl::string_view h
     sequence = found->second;
   }
   const SharedHold gate(sequence->gate, absl::InfiniteFuture());
-  if (sequence->deleted) return SequenceNotFound(handle);
+  if (sequence->closed) return SequenceNotFound(handle);
   SequenceDescription description;
   description.summary = Summarize(*sequence, &description.layers);
   description.info = sequence->Info(*store_);
@@ -98,7 +99,7 @@ absl::StatusOr<std::vector<std::byte>> EmbeddedEngine::ReadRows(
   Sequence& sequence = **found;
   const SharedHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("read");
-  if (sequence.deleted) return SequenceNotFound(handle);
+  if (sequence.closed) return SequenceNotFound(handle);
   const Geometry& geometry = sequence.spec.geometry;
   if (layer < 0 || layer >= geometry.layers || head < 0 || head >= geometry.kv_heads) {
     return absl::OutOfRangeError("layer or kv_head beyond the sequence's geometry");

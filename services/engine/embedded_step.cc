@@ -10,11 +10,13 @@
 
 namespace terrace::engine {
 
-absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, uint64_t writer_epoch,
+absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, const Writing& writing,
                                           const AppendRows& rows, absl::Time deadline) {
   const SoleHold writer(sequence.writer, deadline);
   if (!writer.held()) return NotBegun("append");
-  if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
+  if (writing.writer_epoch != sequence.epoch) {
+    return EpochStale(writing.writer_epoch, sequence.epoch);
+  }
   const int64_t tokens_max = options_.limits.max_sequence_tokens;
   if (rows.position < 0 || rows.position > tokens_max - rows.rows) {
     return LimitExceeded(absl::StrCat("position: got ", rows.position, " with ", rows.rows,
@@ -26,7 +28,43 @@ absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, uint64_t writer_ep
       !status.ok()) {
     return status;
   }
-  return Appender(*store_, *pool_, sequence).Append(rows, deadline);
+  // Before the rows: the last of them may complete a block, and the hash says how it came about.
+  if (writing.sparse) MarkSparse(sequence, rows.position, rows.rows);
+  const int64_t length_before = sequence.layer_length[rows.layer];
+  const absl::Status status = Appender(*store_, *pool_, sequence).Append(rows, deadline);
+  Writing taken = writing;
+  // Rows that stand may be others than those that were refused, and so may their tokens be.
+  if (!status.ok()) taken.token_ids = {};
+  TakeTokens(sequence, rows.layer, length_before, taken);
+  // Retained sequences may give way.
+  if (absl::IsResourceExhausted(status)) SweepSoon();
+  return status;
+}
+
+void EmbeddedEngine::MarkSparse(Sequence& sequence, int64_t position, int64_t rows) {
+  const int64_t complete = sequence.length();
+  if (position + rows <= complete) return;
+  const kvstore::MutexLock lock(sequence.tokens_mu);
+  sequence.tokens.MarkSparse(std::max(position, complete));
+}
+
+void EmbeddedEngine::TakeTokens(Sequence& sequence, int layer, int64_t length_before,
+                                const Writing& writing) {
+  const int64_t length = sequence.layer_length[layer];
+  const int64_t standing = std::clamp<int64_t>(length - writing.token_position, 0,
+                                               static_cast<int64_t>(writing.token_ids.size()));
+  const int64_t block_tokens = sequence.block_tokens();
+  std::vector<BlockHash> complete;
+  {
+    const kvstore::MutexLock lock(sequence.tokens_mu);
+    TokenChain& tokens = sequence.tokens;
+    const bool added = tokens.Add(writing.token_position, writing.token_ids.first(standing));
+    if (!added && length_before / block_tokens == length / block_tokens) return;
+    const size_t known = tokens.blocks().size();
+    tokens.Advance(sequence.length());
+    complete.assign(tokens.blocks().begin() + known, tokens.blocks().end());
+  }
+  prefixes_.Add(sequence, complete);
 }
 
 absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const AppendRequest& request) {
@@ -37,25 +75,24 @@ absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const Appen
   if (absl::Status status = sequence.CheckLayer(request.layer); !status.ok()) return status;
   const absl::StatusOr<int64_t> rows = TensorRows("k", request.k);
   if (!rows.ok()) return rows.status();
-  std::vector<float> k;
-  std::vector<float> v;
-  absl::Status status = ReadTensor("k", request.k, *rows, geometry.kv_heads, geometry.head_dim, &k);
-  if (status.ok()) {
-    status = ReadTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim, &v);
-  }
-  if (!status.ok()) return status;
+  const absl::StatusOr<FiniteTensor> k =
+      CheckTensor("k", request.k, *rows, geometry.kv_heads, geometry.head_dim);
+  if (!k.ok()) return k.status();
+  const absl::StatusOr<FiniteTensor> v =
+      CheckTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim);
+  if (!v.ok()) return v.status();
   const SharedHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("append");
-  if (sequence.deleted) return SequenceNotFound(request.handle);
-  status = AppendLocked(sequence, request.writer_epoch,
-                        {.layer = request.layer,
-                         .position = request.position,
-                         .rows = *rows,
-                         .k = k.data(),
-                         .v = v.data()},
-                        caller.deadline);
+  if (sequence.closed) return SequenceNotFound(request.handle);
+  const absl::Status status = AppendLocked(
+      sequence,
+      {.writer_epoch = request.writer_epoch,
+       .token_position = request.token_position,
+       .token_ids = request.token_ids},
+      {.layer = request.layer, .position = request.position, .rows = *rows, .k = *k, .v = *v},
+      caller.deadline);
   if (!status.ok()) return status;
-  sequence.Touch();
+  sequence.Touch(options_.clock());
   return sequence.layer_length[request.layer].load();
 }
 
@@ -92,8 +129,8 @@ StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequ
     limits.deadline = std::min(caller.deadline, options.deadline);
     const SharedHold gate(sequence.gate, limits.deadline);
     if (!gate.held()) return NotBegun("step");
-    if (sequence.deleted) return SequenceNotFound(request.handle);
-    sequence.Touch();
+    if (sequence.closed) return SequenceNotFound(request.handle);
+    sequence.Touch(options_.clock());
     return RunLocked(sequence, layer, request, *tensors, limits, form, held, part);
   }();
   part.account.stages.total = absl::Now() - start;
@@ -125,14 +162,19 @@ absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const Step
                                        const StepTensors& tensors, const StepOptions& options,
                                        PartForm form, const HeldRows& held, StepPart& part) {
   const absl::Time start = absl::Now();
+  const bool sparse = std::holds_alternative<attention::SparqPolicy>(request.policy);
   absl::Status status;
   if (tensors.appends()) {
-    status = AppendLocked(sequence, request.writer_epoch,
+    status = AppendLocked(sequence,
+                          {.writer_epoch = request.writer_epoch,
+                           .token_position = request.position,
+                           .token_ids = request.token_ids,
+                           .sparse = sparse},
                           {.layer = layer,
                            .position = request.position,
                            .rows = tensors.queries,
-                           .k = tensors.k.data(),
-                           .v = tensors.v.data()},
+                           .k = tensors.k,
+                           .v = tensors.v},
                           options.deadline);
     part.appended = status.ok();
   }
@@ -163,9 +205,15 @@ absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const Step
       .q = tensors.q.data(),
       .policy = request.policy,
       .held = form == PartForm::kRows && held.generation == part.generation ? held : none,
-      .options = options};
-  const bool sparse = std::holds_alternative<attention::SparqPolicy>(request.policy);
-  return sparse ? RunSparqStep(input, form, part) : RunDenseStep(input, part);
+      .options = options,
+      .recorder = recorder_.get(),
+      .prefetcher = prefetcher_.get()};
+  // Keys and values of layers to come may follow from what this query is answered.
+  if (sparse) MarkSparse(sequence, request.position, tensors.queries);
+  status = sparse ? RunSparqStep(input, form, part) : RunDenseStep(input, part);
+  // Dense attention that left rows out is none.
+  if (part.account.missed_rows > 0) MarkSparse(sequence, request.position, tensors.queries);
+  return status;
 }
 
 }  // namespace terrace::engine

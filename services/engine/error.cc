@@ -85,6 +85,12 @@ absl::Status NoRoom(absl::string_view what) {
                     {.reason = "NO_ROOM", .metadata = {}, .retry_delay = kRetryDelay});
 }
 
+absl::Status TierUnavailable(absl::string_view what) {
+  return WithDetail(
+      absl::UnavailableError(what),
+      {.reason = "TIER_UNAVAILABLE", .metadata = {}, .retry_delay = absl::Seconds(1)});
+}
+
 absl::Status LimitExceeded(absl::string_view what) {
   return WithDetail(absl::ResourceExhaustedError(what),
                     {.reason = "LIMIT_EXCEEDED", .metadata = {}, .retry_delay = kRetryDelay});

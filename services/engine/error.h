@@ -37,6 +37,8 @@ absl::Status FingerprintMismatch(absl::string_view got, absl::string_view expect
 absl::Status NotBegun(absl::string_view verb);
 // ResourceExhausted, to be retried after a moment.
 absl::Status NoRoom(absl::string_view what);
+// Unavailable: memory or disk does not do what it should at the moment.
+absl::Status TierUnavailable(absl::string_view what);
 absl::Status LimitExceeded(absl::string_view what);
 absl::Status Draining();
 // Unavailable: the store that holds the data does not answer.

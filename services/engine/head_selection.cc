@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "attention/row_attention.h"
 #include "services/engine/cell_mask.h"
@@ -28,6 +29,7 @@ absl::Status HeadSelection::Run() {
                                      .tail_rows = static_cast<int>(tail_rows_)};
   attention::SelectSparq(input_.geometry().head_shape(), policy_,
                          input_.GroupQueries(query_, head_), view, scratch, chosen_);
+  WeighRows();
   if (policy_.value_mean != attention::ValueMean::kOff) SumValues();
   host_.physical_bytes = host_.index_bytes + host_.sum_bytes;
   return absl::OkStatus();
@@ -85,6 +87,27 @@ absl::Status HeadSelection::PinTail() {
   tier.index_bytes +=
       uint64_t{tail_rows_} * policy_.r * attention::DtypeBytes(input_.geometry().storage);
   return absl::OkStatus();
+}
+
+void HeadSelection::WeighRows() {
+  const size_t count = chosen_.positions.size();
+  const size_t group = chosen_.lse_all.size();
+  masses_.assign(count, 0.0F);
+  for (size_t h = 0; h < group; ++h) {
+    const float* logits = chosen_.selected_logits.data() + h * count;
+    for (size_t i = 0; i < count; ++i) masses_[i] += std::exp(logits[i] - chosen_.lse_all[h]);
+  }
+  // Logits that overflow give no number; such a step fails when it is finished.
+  for (float& mass : masses_) {
+    mass = std::isfinite(mass) ? std::min(1.0F, mass / static_cast<float>(group)) : 0.0F;
+  }
+}
+
+float HeadSelection::PlacementMass(size_t chosen) const {
+  const uint32_t position = chosen_.positions[chosen];
+  const bool is_kept =
+      position < input_.block().block_tokens || position + policy_.window >= visible_;
+  return is_kept ? 1.0F : masses_[chosen];
 }
 
 void HeadSelection::SumValues() {

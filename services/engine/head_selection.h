@@ -23,6 +23,11 @@ class HeadSelection {
   // Rows that the query sees.
   int64_t visible() const { return visible_; }
   attention::SparqSelection& chosen() { return chosen_; }
+  // Softmax mass of each chosen row by its approximate scores, mean over the group.
+  const std::vector<float>& masses() const { return masses_; }
+  // What a chosen row is worth to whoever places its block: its mass, or all there is for the first
+  // block and for the window, which every step needs again.
+  float PlacementMass(size_t chosen) const;
   // ΣV of all visible rows; empty when the policy mixes no mean.
   std::vector<double>& value_sum() { return value_sum_; }
   const TierRead& host() const { return host_; }
@@ -34,6 +39,7 @@ class HeadSelection {
   absl::Status ReadStripes(const kvstore::Pins& pins);
   absl::Status PinTail() ABSL_SHARED_LOCKS_REQUIRED(input_.sequence.gate);
   void SumValues();
+  void WeighRows();
 
   const StepInput& input_;
   const attention::SparqPolicy& policy_;
@@ -41,6 +47,7 @@ class HeadSelection {
   const int head_;
   const int64_t visible_;
   attention::SparqSelection chosen_;
+  std::vector<float> masses_;
   std::vector<kvstore::ReadRequest> requests_;
   std::vector<attention::IndexStrip> strips_;
   // Rows after the last full block.

@@ -34,6 +34,26 @@ struct AppendRequest {
   int64_t position = 0;
   TensorView k;
   TensorView v;
+  // Ids of the tokens at [token_position, token_position + token_ids.size()), rows of this layer or
+  // not; those of rows that do not stand afterwards are not taken.
+  int64_t token_position = 0;
+  absl::Span<const uint32_t> token_ids = {};
+};
+
+// Tokens whose rows may be there already, and for what kind of sequence.
+struct PrefixQuery {
+  SequenceSpec spec;
+  absl::Span<const uint32_t> token_ids;
+  // Take rows, too, that came about under sparse attention.
+  bool accept_sparse = false;
+};
+
+struct PrefixFound {
+  // Of the query: whole blocks.
+  int64_t tokens = 0;
+  // Names the promise that they stay; empty without one.
+  std::string lease;
+  absl::Time lease_expires;
 };
 
 struct Limits {
@@ -53,6 +73,15 @@ class KvEngine {
 
   // The returned epoch is what the caller writes with.
   virtual absl::StatusOr<SequenceInfo> Create(const Caller& caller, const SequenceSpec& spec) = 0;
+  // A new sequence that begins with the longest prefix of the query that the caller's tenant has in
+  // full blocks: length 0 when there is none. Shares them, and goes on where they end. A `lease`
+  // ends with it; one that is unknown or has expired is ignored.
+  virtual absl::StatusOr<SequenceInfo> OpenOnPrefix(const Caller& caller, const PrefixQuery& query,
+                                                    absl::string_view lease) = 0;
+  // How much of the query OpenOnPrefix would find. With a `lease` above zero that stays so until it
+  // is over. ResourceExhausted when the tenant has too many leases.
+  virtual absl::StatusOr<PrefixFound> LookupPrefix(const Caller& caller, const PrefixQuery& query,
+                                                   absl::Duration lease) = 0;
   // OutOfRange beyond the length. An empty fingerprint is not compared.
   virtual absl::StatusOr<SequenceInfo> Fork(const Caller& caller, absl::string_view handle,
                                             int64_t position, absl::string_view fingerprint) = 0;
@@ -67,6 +96,7 @@ class KvEngine {
   virtual absl::StatusOr<SequenceInfo> Truncate(const Caller& caller, absl::string_view handle,
                                                 uint64_t writer_epoch, int64_t length) = 0;
   virtual absl::StatusOr<SequenceInfo> Flush(const Caller& caller, absl::string_view handle) = 0;
+  // Nobody can name it afterwards. Its full blocks stay for its retention, if it has one.
   virtual absl::Status Delete(const Caller& caller, absl::string_view handle) = 0;
 
   // One step of one layer for a batch; one result per request, each with its own status (I9).

@@ -10,19 +10,24 @@
 
 namespace terrace::engine {
 
-Sequence::Sequence(std::string handle_in, SequenceLayout layout_in, const SequenceRecord& record)
+Sequence::Sequence(std::string handle_in, SequenceLayout layout_in, const SequenceRecord& record,
+                   PrefixDigest digest)
     : handle(std::move(handle_in)),
       layout(std::move(layout_in)),
       tenant(record.tenant),
       spec(record.spec),
       created(record.created),
       epoch(record.writer_epoch),
+      closed(record.retained_until != absl::InfiniteFuture()),
+      retained_until_us(absl::ToUnixMicros(record.retained_until)),
+      leased(record.leased),
       layer_length(record.spec.geometry.layers),
       tail_on_disk(record.spec.geometry.layers),
       generation((uint64_t{std::random_device{}()} << 32) | 1),
-      prefix_sums(static_cast<size_t>(record.spec.geometry.layers) *
-                  record.spec.geometry.kv_heads) {
-  Touch();
+      prefix_sums(static_cast<size_t>(record.spec.geometry.layers) * record.spec.geometry.kv_heads),
+      tokens(PrefixHasher(tenant, spec, layout.block.block_tokens, digest)),
+      recorded_tokens(record.tokens.end()) {
+  tokens.Restore(record.tokens);
 }
 
 int64_t Sequence::length() const {
@@ -42,6 +47,42 @@ absl::Status Sequence::CheckLayer(int layer) const {
   if (layer >= 0 && layer < spec.geometry.layers) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("layer: got ", layer, ", expected 0 to ", spec.geometry.layers - 1));
+}
+
+int64_t Sequence::KnownTokens(int64_t length) const {
+  const kvstore::MutexLock lock(tokens_mu);
+  return std::min(length, tokens.end());
+}
+
+int64_t Sequence::HashedTokens() const {
+  const kvstore::MutexLock lock(tokens_mu);
+  return static_cast<int64_t>(tokens.blocks().size()) * block_tokens();
+}
+
+void Sequence::InheritTokens(const Sequence& parent, int64_t length) {
+  TokenChain inherited = [&] {
+    const kvstore::MutexLock lock(parent.tokens_mu);
+    return parent.tokens;
+  }();
+  inherited.Cut(length);
+  inherited.Advance(length);
+  const kvstore::MutexLock lock(tokens_mu);
+  tokens = std::move(inherited);
+}
+
+std::vector<BlockHash> Sequence::CutTokens(int64_t length) {
+  const kvstore::MutexLock lock(tokens_mu);
+  const std::vector<BlockHash>& blocks = tokens.blocks();
+  const auto whole = static_cast<size_t>(length / block_tokens());
+  std::vector<BlockHash> gone;
+  if (whole < blocks.size()) gone.assign(blocks.begin() + whole, blocks.end());
+  tokens.Cut(length);
+  return gone;
+}
+
+bool Sequence::Holds(uint32_t blocks, const BlockHash& last) const {
+  const kvstore::MutexLock lock(tokens_mu);
+  return blocks <= tokens.blocks().size() && tokens.blocks()[blocks - 1] == last;
 }
 
 const kvstore::SegmentRange& Sequence::RangeOf(uint32_t block) const {
@@ -85,10 +126,16 @@ int64_t Sequence::DurableLength(const kvstore::BlockStore& store) const {
   return durable;
 }
 
-kvstore::Manifest Sequence::MakeManifest() const {
-  const SequenceRecord record = {
-      .tenant = tenant, .spec = spec, .writer_epoch = epoch, .created = created};
-  return {.name = handle, .attributes = EncodeRecord(record), .ranges = ranges};
+SequenceRecord Sequence::Record(int64_t tokens_end, int64_t durable) const {
+  const kvstore::MutexLock lock(tokens_mu);
+  return {.tenant = tenant,
+          .spec = spec,
+          .writer_epoch = epoch,
+          .created = created,
+          .retained_until =
+              retained() ? absl::FromUnixMicros(retained_until_us) : absl::InfiniteFuture(),
+          .leased = leased,
+          .tokens = tokens.Record(tokens_end, durable)};
 }
 
 SequenceInfo Sequence::Info(const kvstore::BlockStore& store) const {

@@ -18,6 +18,7 @@
 #include "services/engine/sequence_info.h"
 #include "services/engine/sequence_layout.h"
 #include "services/engine/sequence_record.h"
+#include "services/engine/token_chain.h"
 
 namespace terrace::engine {
 
@@ -29,9 +30,11 @@ struct PrefixSum {
 };
 
 // Locks: `gate` shared by whatever reads ranges (steps, appends, forks of it), exclusive for what
-// changes them (truncate, delete, resume). `writer` inside it, held by the one append. `sums`
-// innermost. Layer lengths are read without a lock: rows below them are complete.
-struct Sequence {
+// changes them (truncate, delete, resume). `writer` inside it, held by the one append. `sums` and
+// `tokens` innermost. Layer lengths are read without a lock: rows below them are complete.
+//
+// Shared by the engine, which decides how long it lives, and by calls that run on it.
+struct Sequence : public std::enable_shared_from_this<Sequence> {
   // Constant after construction.
   std::string handle;
   SequenceLayout layout;
@@ -40,12 +43,19 @@ struct Sequence {
   absl::Time created;
 
   SequenceGate gate ABSL_ACQUIRED_BEFORE(writer);
-  SequenceGate writer ABSL_ACQUIRED_BEFORE(sums_mu);
+  SequenceGate writer ABSL_ACQUIRED_BEFORE(sums_mu, tokens_mu);
   kvstore::Mutex sums_mu;
+  mutable kvstore::Mutex tokens_mu;
 
   uint64_t epoch ABSL_GUARDED_BY(gate) = 0;
   std::vector<kvstore::SegmentRange> ranges ABSL_GUARDED_BY(gate);
-  bool deleted ABSL_GUARDED_BY(gate) = false;
+  // Nobody can name it any more.
+  bool closed ABSL_GUARDED_BY(gate) = false;
+  // When a closed sequence goes that is kept because its full blocks serve prefixes; it has no open
+  // segment. INT64_MAX for all others. Set under the exclusive gate.
+  std::atomic<int64_t> retained_until_us;
+  // Retained because a look-up was promised so: it goes when its time comes, not before.
+  const bool leased;
   // [layers]. Grow under `writer`, shrink under the exclusive gate.
   std::vector<std::atomic<int64_t>> layer_length;
   // [layers]. The rows of the open block were flushed before a restart and are not in memory yet;
@@ -58,7 +68,13 @@ struct Sequence {
   // [layers * kv_heads].
   std::vector<PrefixSum> prefix_sums ABSL_GUARDED_BY(sums_mu);
 
-  Sequence(std::string handle, SequenceLayout layout, const SequenceRecord& record);
+  TokenChain tokens ABSL_GUARDED_BY(tokens_mu);
+  // Tokens that the manifest knows of. Moves under `writer` or the exclusive gate.
+  std::atomic<int64_t> recorded_tokens{0};
+
+  // `digest` is for PrefixHasher.
+  Sequence(std::string handle, SequenceLayout layout, const SequenceRecord& record,
+           PrefixDigest digest);
 
   // Tokens held in every layer.
   int64_t length() const;
@@ -67,12 +83,24 @@ struct Sequence {
   bool NeedsTail(int layer, int64_t end) const {
     return tail_on_disk[layer] && end > layer_length[layer] / block_tokens() * block_tokens();
   }
-  void Touch() { last_used_us = absl::ToUnixMicros(absl::Now()); }
+  void Touch(absl::Time now) { last_used_us = absl::ToUnixMicros(now); }
+  bool retained() const { return retained_until_us != INT64_MAX; }
 
   // FailedPrecondition unless `got` is empty or the sequence's.
   absl::Status CheckFingerprint(absl::string_view got) const;
   // InvalidArgument beyond the geometry.
   absl::Status CheckLayer(int layer) const;
+
+  // Tokens that are known of the first `length`.
+  int64_t KnownTokens(int64_t length) const;
+  // Those in blocks that have a hash.
+  int64_t HashedTokens() const;
+  // Takes over what `parent` knows of the first `length` tokens, all of them complete.
+  void InheritTokens(const Sequence& parent, int64_t length);
+  // Forgets tokens from `length` on. The hashes of blocks that are not whole any more.
+  std::vector<BlockHash> CutTokens(int64_t length);
+  // Whether the first blocks, `blocks` of them, are those that end in this hash.
+  bool Holds(uint32_t blocks, const BlockHash& last) const;
 
   // The range that holds a block. Requires: some range does.
   const kvstore::SegmentRange& RangeOf(uint32_t block) const ABSL_SHARED_LOCKS_REQUIRED(gate);
@@ -89,7 +117,8 @@ struct Sequence {
       ABSL_SHARED_LOCKS_REQUIRED(gate);
   int64_t DurableLength(const kvstore::BlockStore& store) const ABSL_SHARED_LOCKS_REQUIRED(gate);
 
-  kvstore::Manifest MakeManifest() const ABSL_SHARED_LOCKS_REQUIRED(gate);
+  // What the manifest says, of the first `tokens_end` tokens, of which a crash leaves `durable`.
+  SequenceRecord Record(int64_t tokens_end, int64_t durable) const ABSL_SHARED_LOCKS_REQUIRED(gate);
   SequenceInfo Info(const kvstore::BlockStore& store) const ABSL_SHARED_LOCKS_REQUIRED(gate);
 };
 

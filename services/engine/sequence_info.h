@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "attention/score_index.h"
 #include "services/engine/geometry.h"
 
@@ -17,6 +18,12 @@ struct SequenceSpec {
   std::string model_fingerprint;
   std::string adapter_id;
   attention::IndexFormat index_format = attention::IndexFormat::kInt8;
+  // Blocks are shared among sequences of one tenant that have the same salt.
+  std::string sharing_salt = {};
+  // A sequence that nobody has used for so long is deleted. Zero: never.
+  absl::Duration idle_ttl = absl::ZeroDuration();
+  // For so long after it was closed, its full blocks go on to serve prefixes. Zero: not at all.
+  absl::Duration retention = absl::ZeroDuration();
 };
 
 struct SequenceInfo {

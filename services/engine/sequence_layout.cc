@@ -1,6 +1,11 @@
 #include "services/engine/sequence_layout.h"
 
+// On x86 the library's own entry points stay with SSE2.
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h>
+#else
 #include <xxhash.h>
+#endif
 
 #include <algorithm>
 #include <bit>

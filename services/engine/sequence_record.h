@@ -8,6 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "services/engine/sequence_info.h"
+#include "services/engine/token_chain.h"
 
 namespace terrace::engine {
 
@@ -16,6 +17,11 @@ struct SequenceRecord {
   SequenceSpec spec;
   uint64_t writer_epoch = 0;
   absl::Time created;
+  // Of a sequence that is closed and serves prefixes: until when. InfiniteFuture for all others.
+  absl::Time retained_until = absl::InfiniteFuture();
+  // It is retained because a look-up was promised so.
+  bool leased = false;
+  TokenRecord tokens = {};
 };
 
 std::string EncodeRecord(const SequenceRecord& record);

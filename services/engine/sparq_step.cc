@@ -9,6 +9,8 @@
 #include "attention/sparq.h"
 #include "services/engine/cell_mask.h"
 #include "services/engine/head_selection.h"
+#include "services/engine/prefetcher.h"
+#include "services/engine/step_recorder.h"
 
 namespace terrace::engine {
 namespace {
@@ -25,6 +27,7 @@ class QueryStep {
   absl::Status Run() {
     const absl::Time start = absl::Now();
     if (absl::Status status = Select(); !status.ok()) return status;
+    if (input_.recorder != nullptr) Record();
     const absl::Time selected = absl::Now();
     kvstore::Pins pins;
     if (absl::Status status = Gather(pins); !status.ok()) return status;
@@ -80,16 +83,31 @@ class QueryStep {
     return absl::OkStatus();
   }
 
+  void Record() {
+    TracedStep step = {.sequence = StepRecorder::Name(input_.sequence.handle),
+                       .position = static_cast<uint64_t>(input_.position + query_),
+                       .layer = static_cast<uint16_t>(input_.layer),
+                       .heads = {}};
+    for (Head& head : heads_) {
+      step.heads.push_back({.rows = head.positions(), .masses = head.selection.masses()});
+    }
+    input_.recorder->Record(step);
+  }
+
   // Fetches the chosen rows of all heads in one batch.
   absl::Status Gather(kvstore::Pins& pins) {
     std::vector<kvstore::ReadRequest> requests;
     for (Head& head : heads_) PlanRows(head, requests);
+    if (input_.prefetcher != nullptr) {
+      input_.prefetcher->NoteStep(input_.sequence, input_.layer, requests);
+    }
     pins = input_.store.PinRows(requests,
                                 std::min(input_.options.deadline, input_.options.row_deadline));
     for (size_t i = 0; i < requests.size(); ++i) {
       const kvstore::PinnedExtent& extent = pins.extents()[i];
       part_.account.disk.physical_bytes += extent.disk_bytes;
-      if (extent.missing != 0 && input_.options.strict) {
+      // Past the step's own deadline nothing is left out: the step is late.
+      if (extent.missing != 0 && (input_.options.strict || absl::Now() > input_.options.deadline)) {
         return input_.Unreadable("rows", requests[i].head, extent.status);
       }
     }
@@ -102,7 +120,8 @@ class QueryStep {
     const int number = head.selection.head();
     // The residual mean subtracts every chosen row, held or not.
     const bool read_held = policy_.value_mean == attention::ValueMean::kResidual;
-    for (const uint32_t position : head.positions()) {
+    for (size_t i = 0; i < head.positions().size(); ++i) {
+      const uint32_t position = head.positions()[i];
       if (!read_held && input_.held.Holds(Slot(number), position)) {
         head.request.push_back(kHeld);
         continue;
@@ -110,7 +129,9 @@ class QueryStep {
       const uint32_t block = position / layout.block_tokens;
       if (requests.empty() || requests.back().index != block || requests.back().head != number) {
         requests.push_back(input_.RowsOf(number, block, 0));
+        requests.back().mass = 0.0F;
       }
+      requests.back().mass = std::min(1.0F, requests.back().mass + head.selection.PlacementMass(i));
       requests.back().cells |= GranuleOf(layout, position % layout.block_tokens);
       head.request.push_back(requests.size() - 1);
     }

@@ -1,5 +1,7 @@
 #include "services/engine/step.h"
 
+#include <cmath>
+
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -13,8 +15,8 @@ absl::StatusOr<int64_t> TensorRows(absl::string_view field, const TensorView& te
                    "], expected [n, heads, head_dim] with n of at least 1"));
 }
 
-absl::Status ReadTensor(absl::string_view field, const TensorView& tensor, int64_t n, int heads,
-                        int dim, std::vector<float>* floats) {
+absl::StatusOr<FiniteTensor> CheckTensor(absl::string_view field, const TensorView& tensor,
+                                         int64_t n, int heads, int dim) {
   const bool shape_fits = tensor.shape.size() == 3 && tensor.shape[0] == n &&
                           tensor.shape[1] == static_cast<uint32_t>(heads) &&
                           tensor.shape[2] == static_cast<uint32_t>(dim);
@@ -30,12 +32,20 @@ absl::Status ReadTensor(absl::string_view field, const TensorView& tensor, int64
         absl::StrCat(field, ".data: got ", tensor.data.size(), " bytes, expected ", expected,
                      " of ", std::string(attention::DtypeName(tensor.dtype))));
   }
-  floats->resize(count);
-  attention::ToFloat(tensor.dtype, tensor.data.data(), count, floats->data());
-  if (!attention::AllFinite(floats->data(), count)) {
+  const float magnitude = attention::LargestMagnitude(tensor.dtype, tensor.data.data(), count);
+  if (!std::isfinite(magnitude)) {
     return absl::InvalidArgumentError(
         absl::StrCat(field, ": holds NaN or infinity, expected finite numbers"));
   }
+  return FiniteTensor{.dtype = tensor.dtype, .data = tensor.data.data(), .magnitude = magnitude};
+}
+
+absl::Status ReadTensor(absl::string_view field, const TensorView& tensor, int64_t n, int heads,
+                        int dim, std::vector<float>* floats) {
+  const absl::StatusOr<FiniteTensor> checked = CheckTensor(field, tensor, n, heads, dim);
+  if (!checked.ok()) return checked.status();
+  floats->resize(tensor.data.size() / attention::DtypeBytes(tensor.dtype));
+  attention::ToFloat(checked->dtype, checked->data, floats->size(), floats->data());
   return absl::OkStatus();
 }
 

@@ -28,8 +28,20 @@ struct TensorView {
   bool absent() const { return data.empty() && shape.empty(); }
 };
 
+// A tensor that was checked: dense, of finite elements. Does not own them.
+struct FiniteTensor {
+  attention::Dtype dtype = attention::Dtype::kFloat32;
+  // Null for none.
+  const std::byte* data = nullptr;
+  // Of the largest element.
+  float magnitude = 0.0F;
+};
+
 // Checks shape, dtype and size against [n, heads, dim], and that every element is finite; `field`
-// names the tensor in errors. On success `floats` holds the elements.
+// names the tensor in errors.
+absl::StatusOr<FiniteTensor> CheckTensor(absl::string_view field, const TensorView& tensor,
+                                         int64_t n, int heads, int dim);
+// The same; on success `floats` holds the elements.
 absl::Status ReadTensor(absl::string_view field, const TensorView& tensor, int64_t n, int heads,
                         int dim, std::vector<float>* floats);
 // The first extent of an [n, heads, dim] tensor; InvalidArgument when there is none.

@@ -14,6 +14,9 @@
 
 namespace terrace::engine {
 
+class Prefetcher;
+class StepRecorder;
+
 // Rows that the asker holds already.
 struct HeldRows {
   // Generation of the sequence that they were read in.
@@ -42,6 +45,9 @@ struct StepInput {
   const attention::Policy& policy;
   const HeldRows& held;
   const StepOptions& options;
+  // Null for none.
+  StepRecorder* recorder = nullptr;
+  Prefetcher* prefetcher = nullptr;
 
   const Geometry& geometry() const { return sequence.spec.geometry; }
   const kvstore::BlockLayout& block() const { return sequence.layout.block; }

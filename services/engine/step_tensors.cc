@@ -19,14 +19,16 @@ absl::StatusOr<StepTensors> ReadStepTensors(const StepRequest& request, const Ge
   StepTensors tensors = {.queries = *queries, .q = {}, .k = {}, .v = {}};
   absl::Status status =
       ReadTensor("q", request.q, *queries, geometry.query_heads, geometry.head_dim, &tensors.q);
-  if (status.ok() && !(request.k.absent() && request.v.absent())) {
-    status = ReadTensor("k", request.k, *queries, geometry.kv_heads, geometry.head_dim, &tensors.k);
-    if (status.ok()) {
-      status =
-          ReadTensor("v", request.v, *queries, geometry.kv_heads, geometry.head_dim, &tensors.v);
-    }
-  }
   if (!status.ok()) return status;
+  if (request.k.absent() && request.v.absent()) return tensors;
+  absl::StatusOr<FiniteTensor> k =
+      CheckTensor("k", request.k, *queries, geometry.kv_heads, geometry.head_dim);
+  if (!k.ok()) return k.status();
+  absl::StatusOr<FiniteTensor> v =
+      CheckTensor("v", request.v, *queries, geometry.kv_heads, geometry.head_dim);
+  if (!v.ok()) return v.status();
+  tensors.k = *k;
+  tensors.v = *v;
   return tensors;
 }
 

@@ -1,4 +1,4 @@
-// The tensors of a step, checked and as floats.
+// The tensors of a step, checked, and queries as floats.
 #ifndef TERRACE_SERVICES_ENGINE_STEP_TENSORS_H_
 #define TERRACE_SERVICES_ENGINE_STEP_TENSORS_H_
 
@@ -15,11 +15,11 @@ struct StepTensors {
   int64_t queries = 0;
   // [queries, query_heads, head_dim].
   std::vector<float> q;
-  // [queries, kv_heads, head_dim]; empty for a step that only reads.
-  std::vector<float> k;
-  std::vector<float> v;
+  // [queries, kv_heads, head_dim], in the request's memory; null for a step that only reads.
+  FiniteTensor k;
+  FiniteTensor v;
 
-  bool appends() const { return !k.empty(); }
+  bool appends() const { return k.data != nullptr; }
 };
 
 // InvalidArgument names the field, what was got and what was expected.

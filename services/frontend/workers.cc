@@ -10,8 +10,9 @@ Workers::Workers(int threads) : parts_(threads) {
 
 Workers::~Workers() {
   {
-    const absl::MutexLock lock(&mu_);
+    std::unique_lock<std::mutex> lock(mu_);
     stopping_ = true;
+    changed_.notify_all();
   }
   for (std::thread& helper : helpers_) helper.join();
 }
@@ -25,15 +26,15 @@ void Workers::DoPart(const Job& job, int part) const {
 void Workers::Run(int64_t count, absl::FunctionRef<void(int64_t, int64_t)> task) {
   const Job job{count, &task};
   {
-    const absl::MutexLock lock(&mu_);
+    std::unique_lock<std::mutex> lock(mu_);
     job_ = job;
     unfinished_ = parts_ - 1;
     ++generation_;
+    changed_.notify_all();
   }
   DoPart(job, 0);
-  const absl::MutexLock lock(&mu_);
-  mu_.Await(absl::Condition(
-      +[](int* unfinished) { return *unfinished == 0; }, &unfinished_));
+  std::unique_lock<std::mutex> lock(mu_);
+  changed_.wait(lock, [this] { return unfinished_ == 0; });
 }
 
 void Workers::Help(int part) {
@@ -41,18 +42,16 @@ void Workers::Help(int part) {
   while (true) {
     Job job;
     {
-      const absl::MutexLock lock(&mu_);
-      auto wanted = [this, done]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-        return stopping_ || generation_ != done;
-      };
-      mu_.Await(absl::Condition(&wanted));
+      std::unique_lock<std::mutex> lock(mu_);
+      changed_.wait(lock, [this, done] { return stopping_ || generation_ != done; });
       if (stopping_) return;
       done = generation_;
       job = job_;
     }
     DoPart(job, part);
-    const absl::MutexLock lock(&mu_);
+    std::unique_lock<std::mutex> lock(mu_);
     --unfinished_;
+    changed_.notify_all();
   }
 }
 

@@ -2,13 +2,13 @@
 #ifndef TERRACE_SERVICES_FRONTEND_WORKERS_H_
 #define TERRACE_SERVICES_FRONTEND_WORKERS_H_
 
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
-#include "absl/synchronization/mutex.h"
 
 namespace terrace::frontend {
 
@@ -37,12 +37,14 @@ class Workers {
   void Help(int part);
   void DoPart(const Job& job, int part) const;
 
-  absl::Mutex mu_;
-  Job job_ ABSL_GUARDED_BY(mu_);
+  // Guards the next four; the standard's, because ThreadSanitizer sees what it orders.
+  std::mutex mu_;
+  std::condition_variable changed_;
+  Job job_;
   // Counts jobs, so that a helper knows a new one from the last.
-  uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
-  int unfinished_ ABSL_GUARDED_BY(mu_) = 0;
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  uint64_t generation_ = 0;
+  int unfinished_ = 0;
+  bool stopping_ = false;
   // Constant after construction.
   std::vector<std::thread> helpers_;
   int parts_ = 1;

@@ -56,6 +56,7 @@ absl::Status Run(const Flags& flags) {
   absl::Status status =
       runtime::Serve(server, "terrace-kv-store", {store.get(), admin.get()}, drain);
   runtime::FlushBeforeExit(**engine, flags.engine.store, absl::Now() + server.drain_timeout);
+  runtime::FinishRecording(**engine);
   return status;
 }
 

@@ -53,6 +53,14 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
     });
   }
 
+  grpc::ServerUnaryReactor* LookupPrefix(grpc::CallbackServerContext* context,
+                                         const v1::LookupPrefixRequest* request,
+                                         v1::LookupPrefixResponse* response) override {
+    return RunUnary(context, executor_, [=, this] {
+      return runtime::LookupPrefix(engine_, CallerOf(*context), *request, response);
+    });
+  }
+
   grpc::ServerReadReactor<v1::AppendKvRequest>* Append(grpc::CallbackServerContext* context,
                                                        v1::AppendKvResponse* response) override {
     return new runtime::BulkAppendReactor(context, engine_, executor_, response);

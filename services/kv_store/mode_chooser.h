@@ -5,13 +5,14 @@
 #include <cstdint>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "kvstore/mutex.h"
 #include "services/engine/step.h"
 
 namespace terrace::kv_store {
 
-// Keeps the faster mode and probes the other now and then. Thread-safe.
+// Keeps the faster mode and probes the other now and then; one that nobody has observed yet counts
+// as the slower, PARTIAL being the first. Thread-safe.
 class ModeChooser {
  public:
   engine::RemoteMode Choose();
@@ -20,7 +21,7 @@ class ModeChooser {
   void Observe(engine::RemoteMode mode, absl::Duration took, uint64_t queries);
 
  private:
-  // One step in this many runs in the slower mode.
+  // One step in this many runs in the slower mode, the first among them.
   static constexpr uint64_t kProbeEvery = 64;
   // Weight of the newest measurement.
   static constexpr double kNewest = 0.1;
@@ -31,7 +32,7 @@ class ModeChooser {
     double seconds = 0;
   };
 
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
   Track rows_ ABSL_GUARDED_BY(mu_);
   Track partial_ ABSL_GUARDED_BY(mu_);
   uint64_t choices_ ABSL_GUARDED_BY(mu_) = 0;

@@ -8,9 +8,10 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "kvstore/mutex.h"
+#include "services/kv_store/call_slots.h"
 #include "terrace/v1/kv_store.pb.h"
 
 namespace terrace::kv_store {
@@ -24,52 +25,66 @@ struct StepAnswer {
 // One thread sends it, one answers it, one awaits the answer.
 class PendingStep {
  public:
-  // InfiniteFuture means none.
-  PendingStep(v1::StoreStepRequest request, absl::Time deadline, absl::Time row_deadline)
+  // InfiniteFuture means none. The slot is given back with the answer.
+  PendingStep(v1::StoreStepRequest request, absl::Time deadline, absl::Time row_deadline,
+              CallSlots::Slot slot)
       : id_(request.request_id()),
         bytes_(request.ByteSizeLong()),
         deadline_(deadline),
         row_deadline_(row_deadline),
-        request_(std::move(request)) {}
+        request_(std::move(request)),
+        slot_(std::move(slot)) {}
 
   uint64_t id() const { return id_; }
   uint64_t bytes() const { return bytes_; }
   absl::Time deadline() const { return deadline_; }
 
-  // The message, with the time that is left at `now`. Once.
+  // The message, with the time that is left at `now`: for the step less what the answer takes to
+  // come back, so that it is the store that says whether the rows stand. Once.
   v1::StoreStepRequest TakeRequest(absl::Time now) {
-    const auto left = [now](absl::Time time) {
-      return static_cast<uint64_t>(std::max<int64_t>(1, absl::ToInt64Microseconds(time - now)));
-    };
-    // 0 would mean none.
-    if (deadline_ != absl::InfiniteFuture()) request_.set_step_deadline_us(left(deadline_));
+    if (deadline_ != absl::InfiniteFuture()) {
+      const absl::Duration left = deadline_ - now;
+      request_.set_step_deadline_us(Microseconds(left - std::min(left / 20, kAnswerTimeMax)));
+    }
     if (row_deadline_ != absl::InfiniteFuture()) {
-      request_.set_row_deadline_us(left(row_deadline_));
+      request_.set_row_deadline_us(Microseconds(row_deadline_ - now));
     }
     return std::move(request_);
   }
 
   // The first answer stands.
   void Answer(absl::StatusOr<v1::StoreStepResponse> response) {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     if (answered_) return;
     answer_ = {.response = std::move(response), .arrived = absl::Now()};
     answered_ = true;
+    slot_ = nullptr;
+    changed_.NotifyAll();
   }
 
   // Whether an answer came before the deadline.
   bool Await() {
-    const absl::MutexLock lock(&mu_);
-    return mu_.AwaitWithDeadline(absl::Condition(&answered_), deadline_);
+    const kvstore::MutexLock lock(mu_);
+    while (!answered_ && changed_.WaitUntil(mu_, deadline_)) {
+    }
+    return answered_;
   }
 
   // Requires: it is answered. Once.
   StepAnswer TakeAnswer() {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     return std::move(answer_);
   }
 
  private:
+  // Of a deadline that is long enough, the share of the answer's way back and of waking up for it.
+  static constexpr absl::Duration kAnswerTimeMax = absl::Milliseconds(5);
+
+  // 0 would mean none.
+  static uint64_t Microseconds(absl::Duration left) {
+    return static_cast<uint64_t>(std::max<int64_t>(1, absl::ToInt64Microseconds(left)));
+  }
+
   const uint64_t id_;
   const uint64_t bytes_;
   const absl::Time deadline_;
@@ -77,8 +92,10 @@ class PendingStep {
   // Belongs to the stream that is to write it.
   v1::StoreStepRequest request_;
 
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
+  kvstore::CondVar changed_;
   bool answered_ ABSL_GUARDED_BY(mu_) = false;
+  CallSlots::Slot slot_ ABSL_GUARDED_BY(mu_);
   StepAnswer answer_ ABSL_GUARDED_BY(mu_) = {absl::UnknownError("no answer yet"), {}};
 };
 

@@ -5,19 +5,13 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "services/engine/error.h"
+#include "kvstore/mutex.h"
 #include "services/engine/handle.h"
-#include "services/kv_store/part_convert.h"
 #include "services/runtime/convert.h"
-#include "services/runtime/message_limit.h"
-#include "services/runtime/status_convert.h"
 
 namespace terrace::kv_store {
 namespace {
 
-// For steps without a deadline of their own: a store that hangs must not hang the worker.
-constexpr absl::Duration kStepTimeout = absl::Minutes(2);
 // For lists that people ask for: what one store that hangs may cost them.
 constexpr absl::Duration kListTimeout = absl::Seconds(2);
 
@@ -27,58 +21,32 @@ absl::StatusOr<engine::SequenceInfo> InfoOf(const absl::Status& status, const Re
   return runtime::FromProto(response.sequence());
 }
 
-bool IsSparse(const attention::Policy& policy) {
-  return std::holds_alternative<attention::SparqPolicy>(policy);
-}
-
-// At most so many bytes of rows does a step select, whatever the storage dtype. Without k its
-// number of KV heads is not known here: at most that of query heads. A double, because a bad
-// request may say any numbers.
-double RowBytesMax(const engine::StepRequest& request) {
-  const auto* sparq = std::get_if<attention::SparqPolicy>(&request.policy);
-  if (sparq == nullptr || request.q.shape.size() != 3) return 0;
-  const double queries = request.q.shape[0];
-  const double heads = request.k.shape.size() == 3 ? request.k.shape[1] : request.q.shape[1];
-  const double wanted = std::max<double>(sparq->k, double{1} * sparq->window + sparq->sinks);
-  const double rows = std::min(wanted, static_cast<double>(request.position) + queries);
-  return queries * heads * rows * 2 * request.q.shape[2] * sizeof(float);
+// Whether a store that was asked may have done it: it did not say that it refused.
+bool MayHaveRun(const absl::Status& status) {
+  return !absl::IsNotFound(status) && !absl::IsFailedPrecondition(status) &&
+         !absl::IsOutOfRange(status) && !absl::IsInvalidArgument(status) &&
+         !absl::IsResourceExhausted(status);
 }
 
 }  // namespace
 
-// What one shard gets of a call.
-struct RemoteEngine::Batch {
-  Shard* shard = nullptr;
-  engine::RemoteMode mode = engine::RemoteMode::kPartial;
-  // The mode was the chooser's, which wants to hear what came of it.
-  bool chosen = false;
-  std::vector<size_t> items;
-  // Rows that this process holds for each of the items; null for none.
-  std::vector<std::shared_ptr<const RowSet>> held;
-  // Null when nothing was sent: `refused` says why.
-  std::shared_ptr<PendingStep> pending;
-  absl::Status refused = absl::UnknownError("not sent");
-  absl::Time sent;
-};
-
 RemoteEngine::RemoteEngine(const RemoteOptions& options)
     : options_(options),
-      shards_(options.stores, options.max_message_bytes),
+      shards_(options.stores, options.max_message_bytes, options.threads),
       row_cache_(options.row_cache_bytes) {}
 
 absl::Status RemoteEngine::Connect(absl::Time deadline) { return shards_.Connect(deadline); }
 
 void RemoteEngine::Cancel() { shards_.Cancel(); }
 
-absl::StatusOr<engine::SequenceInfo> RemoteEngine::Create(const engine::Caller& caller,
-                                                          const engine::SequenceSpec& spec) {
-  v1::OpenSequenceRequest request;
-  runtime::ToProto(spec, request.mutable_new_sequence());
+absl::StatusOr<engine::SequenceInfo> RemoteEngine::OpenOnFirst(
+    const std::vector<Shard*>& stores, const engine::Caller& caller,
+    const v1::OpenSequenceRequest& request) {
   absl::Status status = absl::UnavailableError("no store");
-  for (Shard* shard : shards_.Preferred()) {
+  for (Shard* shard : stores) {
     v1::OpenSequenceResponse response;
     status = shard->OpenSequence(caller, request, &response);
-    if (absl::IsUnavailable(status)) continue;
+    if (absl::IsUnavailable(status) || absl::IsResourceExhausted(status)) continue;
     const absl::StatusOr<uint16_t> known = shard->number();
     if (known.ok() && status.ok() && engine::ShardOf(response.sequence().handle()) != *known) {
       shard->Lose(absl::UnavailableError("it has become another shard"));
@@ -88,10 +56,74 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Create(const engine::Caller& 
   return status;
 }
 
+absl::StatusOr<engine::SequenceInfo> RemoteEngine::Create(const engine::Caller& caller,
+                                                          const engine::SequenceSpec& spec) {
+  v1::OpenSequenceRequest request;
+  runtime::ToProto(spec, request.mutable_new_sequence());
+  return OpenOnFirst(shards_.Preferred(), caller, request);
+}
+
+std::vector<Shard*> RemoteEngine::ByPrefix(const engine::Caller& caller,
+                                           const engine::PrefixQuery& query) {
+  std::vector<Shard*> stores = shards_.Preferred();
+  if (stores.size() < 2) return stores;
+  v1::LookupPrefixRequest request;
+  runtime::ToProto(query, request.mutable_prefix());
+  kvstore::Mutex mu;
+  std::map<Shard*, uint64_t> lengths;
+  const absl::Time deadline = std::min(caller.deadline, absl::Now() + kListTimeout);
+  // One that did not answer has none; opening says why.
+  shards_
+      .AskAll(
+          [&](Shard& shard, size_t /*index*/) {
+            v1::LookupPrefixResponse response;
+            const absl::Status status = shard.LookupPrefix(
+                {.tenant = caller.tenant, .deadline = deadline}, request, &response);
+            const kvstore::MutexLock lock(mu);
+            if (status.ok()) lengths[&shard] = response.length();
+            return absl::OkStatus();
+          },
+          deadline)
+      .IgnoreError();
+  std::stable_sort(stores.begin(), stores.end(),
+                   [&](Shard* a, Shard* b) { return lengths[a] > lengths[b]; });
+  return stores;
+}
+
+absl::StatusOr<engine::SequenceInfo> RemoteEngine::OpenOnPrefix(const engine::Caller& caller,
+                                                                const engine::PrefixQuery& query,
+                                                                absl::string_view lease) {
+  v1::OpenSequenceRequest request;
+  runtime::ToProto(query, request.mutable_prefix());
+  request.mutable_prefix()->set_lease(std::string(lease));
+  if (!lease.empty()) {
+    // What was promised lies where the lease was given.
+    const absl::StatusOr<Shard*> shard = shards_.ShardFor(lease, caller.deadline);
+    if (shard.ok()) return OpenOnFirst({*shard}, caller, request);
+  }
+  return OpenOnFirst(ByPrefix(caller, query), caller, request);
+}
+
+absl::StatusOr<engine::PrefixFound> RemoteEngine::LookupPrefix(const engine::Caller& caller,
+                                                               const engine::PrefixQuery& query,
+                                                               absl::Duration lease) {
+  v1::LookupPrefixRequest request;
+  runtime::ToProto(query, request.mutable_prefix());
+  runtime::ToProto(lease, request.mutable_lease());
+  absl::Status status = absl::UnavailableError("no store");
+  for (Shard* shard : ByPrefix(caller, query)) {
+    v1::LookupPrefixResponse response;
+    status = shard->LookupPrefix(caller, request, &response);
+    if (status.ok()) return runtime::FromProto(response);
+    if (!absl::IsUnavailable(status)) break;
+  }
+  return status;
+}
+
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Fork(const engine::Caller& caller,
                                                         absl::string_view handle, int64_t position,
                                                         absl::string_view fingerprint) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, caller.deadline);
   if (!shard.ok()) return shard.status();
   v1::OpenSequenceRequest request;
   request.mutable_fork()->set_handle(std::string(handle));
@@ -105,7 +137,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Fork(const engine::Caller& ca
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Resume(const engine::Caller& caller,
                                                           absl::string_view handle,
                                                           absl::string_view fingerprint) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, caller.deadline);
   if (!shard.ok()) return shard.status();
   v1::OpenSequenceRequest request;
   request.set_resume(std::string(handle));
@@ -117,7 +149,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Resume(const engine::Caller& 
 
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Get(const engine::Caller& caller,
                                                        absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, caller.deadline);
   if (!shard.ok()) return shard.status();
   v1::GetSequenceRequest request;
   request.set_handle(std::string(handle));
@@ -128,7 +160,7 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Get(const engine::Caller& cal
 
 absl::StatusOr<int64_t> RemoteEngine::Append(const engine::Caller& caller,
                                              const engine::AppendRequest& request) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(request.handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(request.handle, caller.deadline);
   if (!shard.ok()) return shard.status();
   v1::AppendKvRequest message;
   message.set_handle(std::string(request.handle));
@@ -138,30 +170,32 @@ absl::StatusOr<int64_t> RemoteEngine::Append(const engine::Caller& caller,
   chunk->set_position(static_cast<uint64_t>(request.position));
   runtime::ToProto(request.k, chunk->mutable_k());
   runtime::ToProto(request.v, chunk->mutable_v());
+  message.set_token_position(static_cast<uint64_t>(request.token_position));
+  message.mutable_token_ids()->Add(request.token_ids.begin(), request.token_ids.end());
   v1::AppendKvResponse response;
   const absl::Status status = (*shard)->Append(caller, message, &response);
   if (!status.ok()) return status;
-  return request.position + request.k.shape[0];
+  return static_cast<int64_t>(response.layer_length());
 }
 
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Truncate(const engine::Caller& caller,
                                                             absl::string_view handle,
                                                             uint64_t writer_epoch, int64_t length) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, caller.deadline);
   if (!shard.ok()) return shard.status();
-  row_cache_.Forget(std::string(handle));
   v1::TruncateRequest request;
   request.set_handle(std::string(handle));
   request.set_writer_epoch(writer_epoch);
   request.set_length(static_cast<uint64_t>(length));
   v1::TruncateResponse response;
   const absl::Status status = (*shard)->Truncate(caller, request, &response);
+  if (MayHaveRun(status)) row_cache_.Forget(std::string(handle));
   return InfoOf(status, response);
 }
 
 absl::StatusOr<engine::SequenceInfo> RemoteEngine::Flush(const engine::Caller& caller,
                                                          absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, caller.deadline);
   if (!shard.ok()) return shard.status();
   v1::FlushRequest request;
   request.set_handle(std::string(handle));
@@ -171,183 +205,13 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Flush(const engine::Caller& c
 }
 
 absl::Status RemoteEngine::Delete(const engine::Caller& caller, absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, caller.deadline);
   if (!shard.ok()) return shard.status();
-  row_cache_.Forget(std::string(handle));
   v1::CloseRequest request;
   request.set_handle(std::string(handle));
-  return (*shard)->Close(caller, request);
-}
-
-void RemoteEngine::ChooseMode(absl::Span<const engine::StepRequest> requests,
-                              const engine::StepOptions& options, Batch& batch) {
-  bool rows_possible = true;
-  double row_bytes = 0;
-  for (const size_t item : batch.items) {
-    rows_possible = rows_possible && IsSparse(requests[item].policy);
-    row_bytes += RowBytesMax(requests[item]);
-  }
-  // Positions, sums and accounts take less than a quarter of the rows.
-  const auto bytes_max = static_cast<double>(batch.shard->max_message_bytes());
-  if (!rows_possible || row_bytes * 1.25 > bytes_max) return;
-  batch.chosen = options.mode == engine::RemoteMode::kAuto;
-  batch.mode = batch.chosen ? batch.shard->modes().Choose() : options.mode;
-}
-
-void RemoteEngine::Send(const engine::Caller& caller, int layer,
-                        absl::Span<const engine::StepRequest> requests,
-                        const engine::StepOptions& options, Batch& batch) {
-  ChooseMode(requests, options, batch);
-  v1::StoreStepRequest message;
-  message.set_layer(static_cast<uint32_t>(layer));
-  message.set_strict(options.strict);
-  message.set_return_selection(options.return_selection);
-  message.set_mode(runtime::ToProto(batch.mode));
-  message.set_tenant(caller.tenant);
-  for (const size_t item : batch.items) {
-    v1::StoreStepItem* out = message.add_items();
-    runtime::ToProto(requests[item], out->mutable_step());
-    std::shared_ptr<const RowSet> held;
-    const bool single = requests[item].q.shape.size() == 3 && requests[item].q.shape[0] == 1;
-    if (batch.mode == engine::RemoteMode::kRows && single) {
-      held = row_cache_.Get(std::string(requests[item].handle), layer);
-    }
-    if (held != nullptr) ToProto(held->held, out);
-    batch.held.push_back(std::move(held));
-  }
-  const uint64_t bytes_max = batch.shard->max_message_bytes();
-  if (message.ByteSizeLong() > bytes_max + runtime::kHopBytes) {
-    // Naming rows only saves bytes on the way back.
-    for (v1::StoreStepItem& item : *message.mutable_items()) {
-      item.clear_held();
-      item.clear_held_generation();
-    }
-    batch.held.assign(batch.items.size(), nullptr);
-  }
-  const uint64_t bytes = message.ByteSizeLong();
-  if (bytes > bytes_max + runtime::kHopBytes) {
-    batch.refused = runtime::MessageTooLarge("step", bytes, bytes_max);
-    return;
-  }
-  batch.sent = absl::Now();
-  batch.pending =
-      batch.shard->steps().Start(std::move(message), options.deadline, options.row_deadline);
-}
-
-engine::StepResult RemoteEngine::FinishItem(int layer, const engine::StepRequest& request,
-                                            const engine::StepOptions& options,
-                                            std::shared_ptr<const RowSet> held,
-                                            const v1::StoreStepResult& answer) {
-  engine::StepResult failed;
-  failed.appended = answer.appended();
-  failed.layer_length = static_cast<int64_t>(answer.layer_length());
-  absl::StatusOr<engine::StepPart> part = FromProto(answer);
-  if (!part.ok()) {
-    failed.status = part.status();
-    return failed;
-  }
-  if (part->status.ok() && part->queries != static_cast<int64_t>(request.q.shape[0])) {
-    failed.status = absl::InternalError("the store answered for another number of queries");
-    return failed;
-  }
-  if (part->status.ok() && part->form == engine::PartForm::kRows) {
-    const absl::Time start = absl::Now();
-    absl::StatusOr<std::shared_ptr<const RowSet>> rows = JoinRows(held.get(), *part);
-    std::vector<float> q;
-    if (rows.ok()) {
-      failed.status = engine::ReadTensor("q", request.q, part->queries, part->geometry.query_heads,
-                                         part->geometry.head_dim, &q);
-    } else {
-      failed.status = rows.status();
-    }
-    if (!failed.status.ok()) return failed;
-    engine::AttendRowsOf(*part, q.data(), (*rows)->pointers);
-    if (part->queries == 1) row_cache_.Put(std::string(request.handle), layer, *rows);
-    part->account.stages.attend += absl::Now() - start;
-  }
-  return engine::Finish(*std::move(part), options.return_selection);
-}
-
-void RemoteEngine::Receive(int layer, absl::Span<const engine::StepRequest> requests,
-                           const engine::StepOptions& options, Batch& batch,
-                           std::vector<engine::StepResult>& results) {
-  StepAnswer answer = {batch.refused, absl::Now()};
-  if (batch.pending != nullptr) answer = batch.shard->steps().Wait(*batch.pending);
-  const absl::Time start = absl::Now();
-  absl::Status status = answer.response.status();
-  if (status.ok()) status = runtime::FromRpcStatus(answer.response->status());
-  if (status.ok() && answer.response->results_size() != static_cast<int>(batch.items.size())) {
-    status = absl::InternalError("the store answered another number of items than it was asked");
-  }
-  bool all_ok = status.ok();
-  uint64_t queries = 0;
-  for (size_t i = 0; i < batch.items.size(); ++i) {
-    engine::StepResult& result = results[batch.items[i]];
-    if (!status.ok()) {
-      result.status = status;
-      continue;
-    }
-    const v1::StoreStepResult& item = answer.response->results(static_cast<int>(i));
-    result = FinishItem(layer, requests[batch.items[i]], options, batch.held[i], item);
-    result.account.mode =
-        item.has_rows() ? engine::RemoteMode::kRows : engine::RemoteMode::kPartial;
-    result.account.wire_bytes = item.ByteSizeLong();
-    all_ok = all_ok && result.status.ok();
-    queries += static_cast<uint64_t>(result.queries);
-  }
-  const absl::Duration away = answer.arrived - batch.sent;
-  const absl::Duration took = away + (absl::Now() - start);
-  for (const size_t item : batch.items) {
-    engine::StageTimes& stages = results[item].account.stages;
-    stages.network = std::max(absl::ZeroDuration(), away - stages.total);
-    stages.total = took;
-  }
-  // A step that failed was quick for another reason.
-  if (batch.chosen && all_ok) batch.shard->modes().Observe(batch.mode, took, queries);
-}
-
-std::vector<RemoteEngine::Batch> RemoteEngine::Route(absl::Span<const engine::StepRequest> requests,
-                                                     std::vector<engine::StepResult>& results) {
-  // Looked up once for all items of a shard: a store that does not answer costs its timeout.
-  std::map<std::optional<uint16_t>, absl::StatusOr<Shard*>> routes;
-  std::map<Shard*, Batch> batches;
-  for (size_t item = 0; item < requests.size(); ++item) {
-    const absl::string_view handle = requests[item].handle;
-    const std::optional<uint16_t> number = engine::ShardOf(handle);
-    auto route = routes.find(number);
-    if (route == routes.end()) route = routes.emplace(number, shards_.ShardFor(handle)).first;
-    if (!route->second.ok()) {
-      results[item].status = absl::IsNotFound(route->second.status())
-                                 ? engine::SequenceNotFound(handle)
-                                 : route->second.status();
-      continue;
-    }
-    Batch& batch = batches[*route->second];
-    batch.shard = *route->second;
-    batch.items.push_back(item);
-  }
-  std::vector<Batch> list;
-  for (auto& [shard, batch] : batches) list.push_back(std::move(batch));
-  return list;
-}
-
-std::vector<engine::StepResult> RemoteEngine::Attend(const engine::Caller& caller, int layer,
-                                                     absl::Span<const engine::StepRequest> requests,
-                                                     const engine::StepOptions& options) {
-  std::vector<engine::StepResult> results(requests.size());
-  engine::StepOptions bounded = options;
-  bounded.deadline = std::min({caller.deadline, options.deadline, absl::Now() + kStepTimeout});
-  if (absl::Now() >= bounded.deadline) {
-    // A store that heard of it might still be in time to append.
-    for (engine::StepResult& result : results) {
-      result.status = absl::DeadlineExceededError("step: its deadline passed before it began");
-    }
-    return results;
-  }
-  std::vector<Batch> batches = Route(requests, results);
-  for (Batch& batch : batches) Send(caller, layer, requests, bounded, batch);
-  for (Batch& batch : batches) Receive(layer, requests, bounded, batch, results);
-  return results;
+  const absl::Status status = (*shard)->Close(caller, request);
+  if (MayHaveRun(status)) row_cache_.Forget(std::string(handle));
+  return status;
 }
 
 absl::StatusOr<std::vector<engine::TierReport>> RemoteEngine::ListTiers() {
@@ -400,7 +264,7 @@ absl::StatusOr<std::vector<engine::SequenceSummary>> RemoteEngine::ListSequences
 }
 
 absl::StatusOr<engine::SequenceDescription> RemoteEngine::Describe(absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle);
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, absl::InfiniteFuture());
   if (!shard.ok()) return shard.status();
   v1::DescribeSequenceRequest request;
   request.set_handle(std::string(handle));

@@ -20,6 +20,9 @@ struct RemoteOptions {
   // host:port or unix:path, at least one.
   std::vector<std::string> stores;
   uint64_t max_message_bytes = uint64_t{64} << 20;
+  // Threads that call the engine. With several stores each may keep an equal share of them waiting,
+  // at least one; what comes beyond it is refused with ResourceExhausted.
+  int threads = 64;
   // Rows of last steps that this process keeps.
   uint64_t row_cache_bytes = uint64_t{256} << 20;
   engine::Limits limits;
@@ -38,6 +41,12 @@ class RemoteEngine final : public engine::KvEngine {
 
   absl::StatusOr<engine::SequenceInfo> Create(const engine::Caller& caller,
                                               const engine::SequenceSpec& spec) override;
+  absl::StatusOr<engine::SequenceInfo> OpenOnPrefix(const engine::Caller& caller,
+                                                    const engine::PrefixQuery& query,
+                                                    absl::string_view lease) override;
+  absl::StatusOr<engine::PrefixFound> LookupPrefix(const engine::Caller& caller,
+                                                   const engine::PrefixQuery& query,
+                                                   absl::Duration lease) override;
   absl::StatusOr<engine::SequenceInfo> Fork(const engine::Caller& caller, absl::string_view handle,
                                             int64_t position,
                                             absl::string_view fingerprint) override;
@@ -68,9 +77,18 @@ class RemoteEngine final : public engine::KvEngine {
  private:
   struct Batch;
 
-  // Items by shard; those that have none get their result.
+  // Opens on the first of the stores that can be reached and has room.
+  absl::StatusOr<engine::SequenceInfo> OpenOnFirst(const std::vector<Shard*>& stores,
+                                                   const engine::Caller& caller,
+                                                   const v1::OpenSequenceRequest& request);
+  // All stores, those with the longest prefix first; among equals as for a new sequence. A store
+  // that cannot say has none.
+  std::vector<Shard*> ByPrefix(const engine::Caller& caller, const engine::PrefixQuery& query);
+
+  // The items of `left` by shard. Those whose shard is not known get why as their result, and stay
+  // in `left` if their handles name one.
   std::vector<Batch> Route(absl::Span<const engine::StepRequest> requests,
-                           std::vector<engine::StepResult>& results);
+                           std::vector<size_t>& left, std::vector<engine::StepResult>& results);
   // What the step at the store may take: its mode, and whether that was this process's choice.
   static void ChooseMode(absl::Span<const engine::StepRequest> requests,
                          const engine::StepOptions& options, Batch& batch);

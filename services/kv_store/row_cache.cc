@@ -54,7 +54,7 @@ absl::StatusOr<std::shared_ptr<const RowSet>> JoinRows(const RowSet* before,
 }
 
 std::shared_ptr<const RowSet> RowCache::Get(const std::string& handle, int layer) {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   const auto found = entries_.find({handle, layer});
   if (found == entries_.end()) return nullptr;
   ages_.splice(ages_.begin(), ages_, found->second.age);
@@ -69,7 +69,7 @@ void RowCache::EraseLocked(std::map<Key, Entry>::iterator entry) {
 
 void RowCache::Put(const std::string& handle, int layer, std::shared_ptr<const RowSet> rows) {
   const size_t size = rows->bytes();
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   if (const auto found = entries_.find({handle, layer}); found != entries_.end()) {
     EraseLocked(found);
   }
@@ -81,7 +81,7 @@ void RowCache::Put(const std::string& handle, int layer, std::shared_ptr<const R
 }
 
 void RowCache::Forget(const std::string& handle) {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   auto entry = entries_.lower_bound({handle, 0});
   while (entry != entries_.end() && entry->first.first == handle) EraseLocked(entry++);
 }

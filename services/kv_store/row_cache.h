@@ -13,7 +13,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
+#include "kvstore/mutex.h"
 #include "services/engine/step_input.h"
 #include "services/engine/step_part.h"
 
@@ -57,7 +57,7 @@ class RowCache {
   void EraseLocked(std::map<Key, Entry>::iterator entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const uint64_t bytes_max_;
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
   std::map<Key, Entry> entries_ ABSL_GUARDED_BY(mu_);
   // Most recently used first.
   std::list<Key> ages_ ABSL_GUARDED_BY(mu_);

@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "services/engine/error.h"
 #include "services/kv_store/step_stub.h"
 #include "services/runtime/call.h"
@@ -19,6 +20,8 @@ namespace {
 
 // For callers without a deadline of their own: a store that hangs must not hang the worker.
 constexpr absl::Duration kCallTimeout = absl::Seconds(30);
+// Time that a store gets to say who it is.
+constexpr absl::Duration kIdentifyTimeout = absl::Seconds(2);
 constexpr int kKeepaliveMs = 20'000;
 constexpr int kKeepaliveTimeoutMs = 10'000;
 // A store that comes back should be found at once.
@@ -46,35 +49,40 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& endpoint) {
 class LiveCalls {
  public:
   void Add(grpc::ClientContext* context) {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     contexts_.insert(context);
     // A call that is cancelled before it starts ends when it starts.
     if (cancelled_) context->TryCancel();
   }
   void Remove(grpc::ClientContext* context) {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     contexts_.erase(context);
   }
   void Cancel() {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     cancelled_ = true;
     for (grpc::ClientContext* context : contexts_) context->TryCancel();
   }
 
  private:
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
   std::set<grpc::ClientContext*> contexts_ ABSL_GUARDED_BY(mu_);
 };
 
-absl::Status ToStatus(const std::string& endpoint, const grpc::Status& status) {
-  absl::Status converted = runtime::FromGrpcStatus(status);
-  // A store that shuts down cancels calls; this side has not.
-  const bool gone = absl::IsUnavailable(converted) || absl::IsCancelled(converted);
-  if (gone && !engine::DetailOf(converted).has_value()) {
-    return engine::ShardUnavailable(endpoint, converted.message());
-  }
-  return converted;
+// On behalf of nobody.
+engine::Caller Until(absl::Time deadline) {
+  engine::Caller caller;
+  caller.deadline = deadline;
+  return caller;
+}
+
+// Whether a call found nobody: an error that a store answers brings details. A store that shuts
+// down cancels calls.
+bool Unanswered(const grpc::Status& status) {
+  const bool gone = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+                    status.error_code() == grpc::StatusCode::CANCELLED;
+  return gone && status.error_details().empty();
 }
 
 }  // namespace
@@ -102,9 +110,6 @@ class Shard::Call {
     context_.AddMetadata(runtime::kTenantKey, caller.tenant);
     shard_.stubs_->calls.Add(&context_);
   }
-  // On behalf of nobody.
-  Call(Shard& shard, absl::Time deadline)
-      : Call(shard, {.tenant = engine::Caller().tenant, .deadline = deadline}) {}
   ~Call() { shard_.stubs_->calls.Remove(&context_); }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -112,10 +117,11 @@ class Shard::Call {
   grpc::ClientContext* context() { return &context_; }
   // What the caller gets for how the call ended.
   absl::Status End(const grpc::Status& status) {
-    absl::Status ended = ToStatus(shard_.endpoint_, status);
+    if (!Unanswered(status)) return runtime::FromGrpcStatus(status);
+    absl::Status gone = engine::ShardUnavailable(shard_.endpoint_, status.error_message());
     // What comes back at this address may be another store.
-    if (absl::IsUnavailable(ended)) shard_.Lose(ended);
-    return ended;
+    shard_.Lose(gone);
+    return gone;
   }
 
  private:
@@ -123,14 +129,23 @@ class Shard::Call {
   grpc::ClientContext context_;
 };
 
-Shard::Shard(std::string endpoint, uint64_t max_message_bytes)
+Shard::Shard(std::string endpoint, uint64_t max_message_bytes, int calls_max)
     : endpoint_(std::move(endpoint)),
+      slots_(calls_max),
       stubs_(std::make_unique<Stubs>(endpoint_)),
       steps_(stubs_->step_stub, endpoint_, {}),
       number_(engine::ShardUnavailable(endpoint_, "it has not said yet who it is")),
       max_message_bytes_(max_message_bytes) {}
 
-Shard::~Shard() = default;
+Shard::~Shard() {
+  Cancel();
+  std::thread asker;
+  {
+    const kvstore::MutexLock lock(mu_);
+    asker.swap(asker_);
+  }
+  if (asker.joinable()) asker.join();
+}
 
 void Shard::Cancel() {
   stubs_->calls.Cancel();
@@ -139,7 +154,7 @@ void Shard::Cancel() {
 
 absl::StatusOr<uint16_t> Shard::number() {
   const uint64_t breaks = steps_.breaks();
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   if (number_.ok() && breaks != breaks_) {
     number_ = engine::ShardUnavailable(endpoint_, "the stream of steps broke");
   }
@@ -147,97 +162,151 @@ absl::StatusOr<uint16_t> Shard::number() {
 }
 
 bool Shard::Was(uint16_t number) const {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   return numbers_.count(number) > 0;
 }
 
 uint64_t Shard::max_message_bytes() const {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   return max_message_bytes_;
 }
 
 void Shard::Lose(const absl::Status& why) {
   const std::optional<engine::ErrorDetail> detail = engine::DetailOf(why);
   const bool named = detail.has_value() && detail->reason == "SHARD_UNAVAILABLE";
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   number_ = named ? why : engine::ShardUnavailable(endpoint_, why.message());
 }
 
-absl::Status Shard::Identify(absl::Time deadline) {
-  if (number().ok()) return absl::OkStatus();
+absl::StatusOr<CallSlots::Slot> Shard::Admit() {
+  CallSlots::Slot slot = slots_.Take();
+  if (slot == nullptr) {
+    return engine::LimitExceeded(absl::StrCat("too many calls wait for the kv-store at ", endpoint_,
+                                              ": ", slots_.max(), " at most"));
+  }
+  return slot;
+}
+
+void Shard::Identify(std::function<void()> done) {
+  if (number().ok()) {
+    done();
+    return;
+  }
+  const kvstore::MutexLock lock(mu_);
+  await_number_.push_back(std::move(done));
+  if (asking_) return;
+  asking_ = true;
+  // It needs the lock no more.
+  if (asker_.joinable()) asker_.join();
+  asker_ = std::thread([this] { AskNumber(); });
+}
+
+void Shard::AskNumber() {
   // The answer holds for as long as the stream does.
   const uint64_t breaks = steps_.Open();
-  Call call(*this, deadline);
   v1::GetLimitsResponse response;
-  const absl::Status status = call.End(stubs_->store->GetLimits(call.context(), {}, &response));
-  if (!status.ok()) {
-    Lose(status);
-    return number().status();
+  absl::Status status;
+  {
+    Call call(*this, Until(absl::Now() + kIdentifyTimeout));
+    status = call.End(stubs_->store->GetLimits(call.context(), {}, &response));
   }
-  const absl::MutexLock lock(&mu_);
-  number_ = static_cast<uint16_t>(response.shard());
-  breaks_ = breaks;
-  numbers_.insert(*number_);
-  max_message_bytes_ = response.max_message_bytes();
-  return absl::OkStatus();
+  if (!status.ok()) Lose(status);
+  std::vector<std::function<void()>> told;
+  {
+    const kvstore::MutexLock lock(mu_);
+    if (status.ok()) {
+      number_ = static_cast<uint16_t>(response.shard());
+      breaks_ = breaks;
+      numbers_.insert(*number_);
+      max_message_bytes_ = response.max_message_bytes();
+    }
+    asking_ = false;
+    told.swap(await_number_);
+  }
+  for (const std::function<void()>& done : told) done();
+}
+
+template <typename Verb>
+absl::Status Shard::Run(const engine::Caller& caller, Verb verb) {
+  const absl::StatusOr<CallSlots::Slot> slot = Admit();
+  if (!slot.ok()) return slot.status();
+  Call call(*this, caller);
+  return call.End(verb(call.context()));
 }
 
 absl::Status Shard::OpenSequence(const engine::Caller& caller,
                                  const v1::OpenSequenceRequest& request,
                                  v1::OpenSequenceResponse* response) {
-  Call call(*this, caller);
-  return call.End(stubs_->store->OpenSequence(call.context(), request, response));
+  return Run(caller, [&](grpc::ClientContext* context) {
+    return stubs_->store->OpenSequence(context, request, response);
+  });
+}
+
+absl::Status Shard::LookupPrefix(const engine::Caller& caller,
+                                 const v1::LookupPrefixRequest& request,
+                                 v1::LookupPrefixResponse* response) {
+  return Run(caller, [&](grpc::ClientContext* context) {
+    return stubs_->store->LookupPrefix(context, request, response);
+  });
 }
 
 absl::Status Shard::Append(const engine::Caller& caller, const v1::AppendKvRequest& request,
                            v1::AppendKvResponse* response) {
-  Call call(*this, caller);
-  const std::unique_ptr<grpc::ClientWriter<v1::AppendKvRequest>> writer =
-      stubs_->store->Append(call.context(), response);
-  writer->Write(request);
-  writer->WritesDone();
-  return call.End(writer->Finish());
+  return Run(caller, [&](grpc::ClientContext* context) {
+    const std::unique_ptr<grpc::ClientWriter<v1::AppendKvRequest>> writer =
+        stubs_->store->Append(context, response);
+    writer->Write(request);
+    writer->WritesDone();
+    return writer->Finish();
+  });
 }
 
 absl::Status Shard::Truncate(const engine::Caller& caller, const v1::TruncateRequest& request,
                              v1::TruncateResponse* response) {
-  Call call(*this, caller);
-  return call.End(stubs_->store->Truncate(call.context(), request, response));
+  return Run(caller, [&](grpc::ClientContext* context) {
+    return stubs_->store->Truncate(context, request, response);
+  });
 }
 
 absl::Status Shard::Flush(const engine::Caller& caller, const v1::FlushRequest& request,
                           v1::FlushResponse* response) {
-  Call call(*this, caller);
-  return call.End(stubs_->store->Flush(call.context(), request, response));
+  return Run(caller, [&](grpc::ClientContext* context) {
+    return stubs_->store->Flush(context, request, response);
+  });
 }
 
 absl::Status Shard::Close(const engine::Caller& caller, const v1::CloseRequest& request) {
-  Call call(*this, caller);
   v1::CloseResponse response;
-  return call.End(stubs_->store->Close(call.context(), request, &response));
+  return Run(caller, [&](grpc::ClientContext* context) {
+    return stubs_->store->Close(context, request, &response);
+  });
 }
 
 absl::Status Shard::GetSequence(const engine::Caller& caller, const v1::GetSequenceRequest& request,
                                 v1::GetSequenceResponse* response) {
-  Call call(*this, caller);
-  return call.End(stubs_->store->GetSequence(call.context(), request, response));
+  return Run(caller, [&](grpc::ClientContext* context) {
+    return stubs_->store->GetSequence(context, request, response);
+  });
 }
 
 absl::Status Shard::ListTiers(absl::Time deadline, v1::ListTiersResponse* response) {
-  Call call(*this, deadline);
-  return call.End(stubs_->admin->ListTiers(call.context(), {}, response));
+  return Run(Until(deadline), [&](grpc::ClientContext* context) {
+    return stubs_->admin->ListTiers(context, {}, response);
+  });
 }
 
 absl::Status Shard::ListSequences(absl::Time deadline, const v1::ListSequencesRequest& request,
                                   v1::ListSequencesResponse* response) {
-  Call call(*this, deadline);
-  return call.End(stubs_->admin->ListSequences(call.context(), request, response));
+  return Run(Until(deadline), [&](grpc::ClientContext* context) {
+    return stubs_->admin->ListSequences(context, request, response);
+  });
 }
 
 absl::Status Shard::Describe(const v1::DescribeSequenceRequest& request,
                              v1::DescribeSequenceResponse* response) {
-  Call call(*this, absl::InfiniteFuture());
-  return call.End(stubs_->admin->DescribeSequence(call.context(), request, response));
+  return Run(Until(absl::InfiniteFuture()), [&](grpc::ClientContext* context) {
+    return stubs_->admin->DescribeSequence(context, request, response);
+  });
 }
 
 }  // namespace terrace::kv_store

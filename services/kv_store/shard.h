@@ -3,16 +3,19 @@
 #define TERRACE_SERVICES_KV_STORE_SHARD_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
+#include "kvstore/mutex.h"
 #include "services/engine/kv_engine.h"
+#include "services/kv_store/call_slots.h"
 #include "services/kv_store/mode_chooser.h"
 #include "services/kv_store/step_channel.h"
 #include "terrace/v1/admin.pb.h"
@@ -20,28 +23,36 @@
 
 namespace terrace::kv_store {
 
-// Thread-safe.
+// Thread-safe. A verb that finds `calls_max` threads waiting for the store fails at once, with
+// ResourceExhausted and a retry delay.
 class Shard {
  public:
-  Shard(std::string endpoint, uint64_t max_message_bytes);
+  Shard(std::string endpoint, uint64_t max_message_bytes, int calls_max);
   ~Shard();
 
   const std::string& endpoint() const { return endpoint_; }
+  // Counts the caller among those that wait for the store, as long as the slot lives.
+  // ResourceExhausted, naming the store, when they are too many.
+  absl::StatusOr<CallSlots::Slot> Admit();
   // The shard number that the store gave. Unavailable until it has answered, and again when it may
-  // be another store: a call found it gone, or the stream of steps that was open when it answered
-  // broke. Says why.
+  // be another store: a call found nobody there, or the stream of steps that was open when it
+  // answered broke. Says why.
   absl::StatusOr<uint16_t> number();
   // Whether a store at this endpoint has ever said that it is this shard.
   bool Was(uint16_t number) const;
   // Of one message to it: what it said, or the constructor's until it has answered.
   uint64_t max_message_bytes() const;
-  // Asks the store who it is, unless that is known. Unavailable when it does not answer.
-  absl::Status Identify(absl::Time deadline);
+  // Asks the store who it is, unless that is known or asked already. `done` is called when number()
+  // is what came of it: after two seconds at most, perhaps at once, perhaps by another thread; it
+  // must not call the shard.
+  void Identify(std::function<void()> done);
   // Forgets who it is because of `why`, an error.
   void Lose(const absl::Status& why);
 
   absl::Status OpenSequence(const engine::Caller& caller, const v1::OpenSequenceRequest& request,
                             v1::OpenSequenceResponse* response);
+  absl::Status LookupPrefix(const engine::Caller& caller, const v1::LookupPrefixRequest& request,
+                            v1::LookupPrefixResponse* response);
   absl::Status Append(const engine::Caller& caller, const v1::AppendKvRequest& request,
                       v1::AppendKvResponse* response);
   absl::Status Truncate(const engine::Caller& caller, const v1::TruncateRequest& request,
@@ -67,16 +78,26 @@ class Shard {
   struct Stubs;
   class Call;
 
+  // What the caller gets for the call that `verb` makes with a context of `caller`.
+  template <typename Verb>
+  absl::Status Run(const engine::Caller& caller, Verb verb);
+  void AskNumber();
+
   const std::string endpoint_;
+  CallSlots slots_;
   const std::unique_ptr<Stubs> stubs_;
   StepChannel steps_;
   ModeChooser modes_;
-  mutable absl::Mutex mu_;
+  mutable kvstore::Mutex mu_;
   absl::StatusOr<uint16_t> number_ ABSL_GUARDED_BY(mu_);
   // steps_.breaks() when number_ was asked for.
   uint64_t breaks_ ABSL_GUARDED_BY(mu_) = 0;
   std::set<uint16_t> numbers_ ABSL_GUARDED_BY(mu_);
   uint64_t max_message_bytes_ ABSL_GUARDED_BY(mu_);
+  // Runs AskNumber; `asking_` until it is about to end.
+  std::thread asker_ ABSL_GUARDED_BY(mu_);
+  bool asking_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::function<void()>> await_number_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace terrace::kv_store

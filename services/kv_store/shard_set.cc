@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <optional>
 #include <random>
@@ -10,20 +11,26 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "services/engine/error.h"
 #include "services/engine/handle.h"
 
 namespace terrace::kv_store {
 namespace {
 
-// Time that a store which has not said who it is gets to do so.
-constexpr absl::Duration kIdentifyTimeout = absl::Seconds(2);
+// What a caller waits for stores to say who they are.
+constexpr absl::Duration kSearchTimeout = absl::Seconds(2);
 
 }  // namespace
 
-ShardSet::ShardSet(const std::vector<std::string>& endpoints, uint64_t max_message_bytes) {
+ShardSet::ShardSet(const std::vector<std::string>& endpoints, uint64_t max_message_bytes,
+                   int threads) {
+  // Nobody else needs the threads that wait for an only store.
+  const int calls_max = endpoints.size() < 2
+                            ? std::numeric_limits<int>::max()
+                            : std::max(1, threads / static_cast<int>(endpoints.size()));
   for (const std::string& endpoint : endpoints) {
-    shards_.push_back(std::make_unique<Shard>(endpoint, max_message_bytes));
+    shards_.push_back(std::make_unique<Shard>(endpoint, max_message_bytes, calls_max));
   }
 }
 
@@ -47,32 +54,40 @@ absl::Status ShardSet::Connect(absl::Time deadline) {
   return asked;
 }
 
-absl::StatusOr<Shard*> ShardSet::ShardFor(absl::string_view handle) {
+absl::StatusOr<Shard*> ShardSet::Owner(absl::string_view handle) {
   const std::optional<uint16_t> number = engine::ShardOf(handle);
-  if (!number.has_value()) return engine::SequenceNotFound(handle);
+  absl::Status missing = engine::SequenceNotFound(handle);
+  if (!number.has_value()) return missing;
   std::vector<Shard*> owners;
   for (const std::unique_ptr<Shard>& shard : shards_) {
     const absl::StatusOr<uint16_t> known = shard->number();
-    if (known.ok() && *known == *number) owners.push_back(shard.get());
-  }
-  if (owners.size() == 1) return owners[0];
-  // It is not for us to say which of two is the right one.
-  if (absl::Status status = Duplicates(); !status.ok()) return status;
-  absl::Status missing = engine::SequenceNotFound(handle);
-  for (const std::unique_ptr<Shard>& shard : shards_) {
-    const absl::Status status = shard->Identify(absl::Now() + kIdentifyTimeout);
-    const absl::StatusOr<uint16_t> known = shard->number();
-    if (known.ok() && *known == *number) return shard.get();
-    if (!status.ok()) {
-      missing = status;
-    } else if (!known.ok()) {
+    if (!known.ok()) {
       missing = known.status();
+    } else if (*known == *number) {
+      owners.push_back(shard.get());
     } else if (shard->Was(*number)) {
       missing = engine::ShardUnavailable(
           shard->endpoint(), absl::StrCat("it is shard ", *known, " now, not ", *number));
     }
   }
+  if (owners.size() == 1) return owners[0];
+  // It is not for us to say which of two is the right one.
+  if (absl::Status status = Duplicates(); !status.ok()) return status;
   return missing;
+}
+
+ShardSearch ShardSet::Search(absl::Time deadline) {
+  std::vector<Shard*> shards;
+  for (const std::unique_ptr<Shard>& shard : shards_) shards.push_back(shard.get());
+  return ShardSearch(shards, std::min(deadline, absl::Now() + kSearchTimeout));
+}
+
+absl::StatusOr<Shard*> ShardSet::ShardFor(absl::string_view handle, absl::Time deadline) {
+  absl::StatusOr<Shard*> owner = Owner(handle);
+  if (owner.ok() || !engine::ShardOf(handle).has_value()) return owner;
+  ShardSearch search = Search(deadline);
+  while (!owner.ok() && search.AwaitNext()) owner = Owner(handle);
+  return owner;
 }
 
 std::vector<Shard*> ShardSet::Preferred() {
@@ -106,8 +121,10 @@ absl::Status ShardSet::AskAll(const std::function<absl::Status(Shard&, size_t)>&
   for (size_t i = 0; i < shards_.size(); ++i) {
     threads.emplace_back([this, i, deadline, &ask, &statuses] {
       Shard& shard = *shards_[i];
-      statuses[i] = shard.Identify(deadline);
-      if (statuses[i].ok()) statuses[i] = ask(shard, i);
+      ShardSearch({&shard}, deadline).AwaitNext();
+      statuses[i] = shard.number().status();
+      if (!statuses[i].ok()) return;
+      statuses[i] = ask(shard, i);
       if (statuses[i].ok()) return;
       shard.Lose(statuses[i]);
       statuses[i] = shard.number().status();

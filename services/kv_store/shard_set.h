@@ -14,30 +14,36 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "services/kv_store/shard.h"
+#include "services/kv_store/shard_search.h"
 
 namespace terrace::kv_store {
 
 // Thread-safe.
 class ShardSet {
  public:
-  ShardSet(const std::vector<std::string>& endpoints, uint64_t max_message_bytes);
+  // Of `threads` that call, at most an equal share waits for each store, if there are several.
+  ShardSet(const std::vector<std::string>& endpoints, uint64_t max_message_bytes, int threads);
 
   // Asks every store who it is. FailedPrecondition when two are the same shard, Unavailable when
   // none answers; a store that does not is asked again when it is needed.
   absl::Status Connect(absl::Time deadline);
 
-  // The shard that a handle names. NotFound when the text is no handle or no store is that shard;
-  // Unavailable while a store that is or was it does not answer as such; FailedPrecondition when
-  // two stores say that they are it.
-  absl::StatusOr<Shard*> ShardFor(absl::string_view handle);
+  // The shard that a handle names, as far as stores have said who they are. NotFound when the text
+  // is no handle or no store is that shard; Unavailable while a store that is or was it does not
+  // answer as such; FailedPrecondition when two stores say that they are it.
+  absl::StatusOr<Shard*> Owner(absl::string_view handle);
+  // Asks those that have not. Ends at the deadline, or in two seconds.
+  ShardSearch Search(absl::Time deadline);
+  // Owner, after a search if need be.
+  absl::StatusOr<Shard*> ShardFor(absl::string_view handle, absl::Time deadline);
   // All, the best first for a new sequence.
   std::vector<Shard*> Preferred();
   // Those that have said who they are, by number.
   std::map<uint16_t, Shard*> Known();
 
   // Runs `ask` for every store that says who it is, all at once: one that hangs does not hold up
-  // the others. `index` is the store's place in the list. Stores that fail are lost
-  // (Shard::Lose); an error when all did.
+  // the others. `index` is the store's place in the list. Stores for which it fails are lost
+  // (Shard::Lose); an error when all failed.
   absl::Status AskAll(const std::function<absl::Status(Shard& shard, size_t index)>& ask,
                       absl::Time deadline);
   // An error for each store that has not said who it is, or is lost.

@@ -37,18 +37,19 @@ class StepChannel::LiveStreams {
   };
 
   void AwaitNone() {
-    const absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(
-        +[](int* count) { return *count == 0; }, &count_));
+    const kvstore::MutexLock lock(mu_);
+    while (count_ != 0) changed_.Wait(mu_);
   }
 
  private:
   void Add(int change) {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     count_ += change;
+    changed_.NotifyAll();
   }
 
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
+  kvstore::CondVar changed_;
   int count_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
@@ -95,7 +96,7 @@ class StepChannel::Stream final
 
   // The step is neither sent nor answered any more. Whether it had not been sent.
   bool Withdraw(uint64_t id) {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     sent_.erase(id);
     const auto queued = queued_.find(id);
     if (queued == queued_.end()) return false;
@@ -141,7 +142,7 @@ class StepChannel::Stream final
     Steps unanswered;
     std::shared_ptr<Stream> self;
     {
-      const absl::MutexLock lock(&mu_);
+      const kvstore::MutexLock lock(mu_);
       unanswered.swap(sent_);
       unanswered.merge(queued_);
       self = std::move(self_);
@@ -153,7 +154,7 @@ class StepChannel::Stream final
   }
 
   bool usable() {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     return !broken_ && !draining_;
   }
 
@@ -166,7 +167,7 @@ class StepChannel::Stream final
   void Update(Change change) ABSL_LOCKS_EXCLUDED(mu_) {
     bool write = false;
     {
-      const absl::MutexLock lock(&mu_);
+      const kvstore::MutexLock lock(mu_);
       change();
       write = TakeNextLocked();
       ++starting_;
@@ -174,7 +175,7 @@ class StepChannel::Stream final
     if (write) StartWrite(&request_);
     bool release = false;
     {
-      const absl::MutexLock lock(&mu_);
+      const kvstore::MutexLock lock(mu_);
       --starting_;
       release = broken_ && starting_ == 0 && !released_;
       released_ = released_ || release;
@@ -210,7 +211,7 @@ class StepChannel::Stream final
   // Belongs to the write in flight while writing_ says so.
   v1::StoreStepRequest request_;
 
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
   std::shared_ptr<Stream> self_ ABSL_GUARDED_BY(mu_);
   // By request id: in the order in which they came.
   Steps queued_ ABSL_GUARDED_BY(mu_);
@@ -233,14 +234,14 @@ StepChannel::StepChannel(StepStub& stub, std::string endpoint, QueueLimits limit
 StepChannel::~StepChannel() {
   Cancel();
   {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     stream_ = nullptr;
   }
   live_->AwaitNone();
 }
 
 void StepChannel::Cancel() {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   cancelled_ = true;
   for (const std::weak_ptr<Stream>& opened : opened_) {
     if (const std::shared_ptr<Stream> stream = opened.lock(); stream != nullptr) stream->Cancel();
@@ -264,22 +265,23 @@ void StepChannel::OpenLocked() {
 }
 
 uint64_t StepChannel::Open() {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   OpenLocked();
   return breaks_;
 }
 
 uint64_t StepChannel::breaks() {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   ForgetBrokenLocked();
   return breaks_;
 }
 
 std::shared_ptr<PendingStep> StepChannel::Start(v1::StoreStepRequest request, absl::Time deadline,
-                                                absl::Time row_deadline) {
-  const absl::MutexLock lock(&mu_);
+                                                absl::Time row_deadline, CallSlots::Slot slot) {
+  const kvstore::MutexLock lock(mu_);
   request.set_request_id(next_id_++);
-  auto step = std::make_shared<PendingStep>(std::move(request), deadline, row_deadline);
+  auto step =
+      std::make_shared<PendingStep>(std::move(request), deadline, row_deadline, std::move(slot));
   if (cancelled_) {
     step->Answer(engine::Draining());
     return step;
@@ -292,7 +294,7 @@ std::shared_ptr<PendingStep> StepChannel::Start(v1::StoreStepRequest request, ab
 StepAnswer StepChannel::Wait(PendingStep& step) {
   if (!step.Await()) {
     bool unsent = false;
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     for (const std::weak_ptr<Stream>& opened : opened_) {
       const std::shared_ptr<Stream> stream = opened.lock();
       unsent = unsent || (stream != nullptr && stream->Withdraw(step.id()));

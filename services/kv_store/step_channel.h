@@ -10,8 +10,9 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "kvstore/mutex.h"
+#include "services/kv_store/call_slots.h"
 #include "services/kv_store/pending_step.h"
 #include "terrace/v1/kv_store.pb.h"
 
@@ -37,8 +38,9 @@ class StepChannel {
 
   // Sends; request_id and the remaining times are set here, the latter just before it is written.
   // InfiniteFuture means no deadline. A step whose deadline has passed by then is not written.
+  // `slot` is given back with the answer.
   std::shared_ptr<PendingStep> Start(v1::StoreStepRequest request, absl::Time deadline,
-                                     absl::Time row_deadline);
+                                     absl::Time row_deadline, CallSlots::Slot slot = nullptr);
   // The answer. DeadlineExceeded: the step may have run if the message says that it was sent; it
   // is not sent later. Unavailable when the store is gone, ResourceExhausted when too much waits to
   // be written. Once for each step.
@@ -62,7 +64,7 @@ class StepChannel {
   StepStub& stub_;
   const std::string endpoint_;
   const QueueLimits limits_;
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
   // The one that takes new steps.
   std::shared_ptr<Stream> stream_ ABSL_GUARDED_BY(mu_);
   // All that may still be open.

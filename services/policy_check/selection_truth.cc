@@ -70,7 +70,7 @@ double Alpha(const Truth& truth, int head, int kv_head, const std::vector<uint32
   }
   const double tau = truth.answer.tau[head];
   const double scale = tau == 0 ? 1 : 1 / tau;
-  double lse[2];
+  double lse[2] = {0, 0};
   for (const bool everything : {false, true}) {
     const std::vector<uint32_t>& rows = everything ? all : selection;
     lse[everything] = Dense(problem, q, scale, Rows(problem, truth.index_k, kv_head, rows),

@@ -1,6 +1,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
@@ -229,7 +230,7 @@ absl::Status SameBits(const Run& first, const Run& other) {
                             std::tuple{"alpha", &first.answer.alpha, &other.answer.alpha}}) {
     size_t i = 0;
     while (i < std::min(a->size(), b->size()) &&
-           std::memcmp(&(*a)[i], &(*b)[i], sizeof(double)) == 0) {
+           std::bit_cast<uint64_t>((*a)[i]) == std::bit_cast<uint64_t>((*b)[i])) {
       ++i;
     }
     if (i == a->size() && i == b->size()) continue;

@@ -107,6 +107,7 @@ void AddHeatOptions(CLI::App& app, kvstore::HeatOptions& heat) {
       "References in which heat halves; 0 measures it, see --heat-half-life-gaps", 0, 1e15);
   add("--heat-half-life-gaps", heat.half_life_gaps,
       "Half-life in mean gaps between two references to a block", 0.001, 1000);
+  add("--heat-mass-exponent", heat.mass_exponent, "Power of the mass that heat counts", 0.001, 1);
   add("--heat-gap-window", heat.gap_window, "Gaps in that mean", 1, 1e9);
   add("--heat-admit-touches", heat.admit_touches,
       "Below so many touches, a newcomer must be hotter by --heat-contrast", 0, 1e9);

@@ -38,6 +38,12 @@ void ToProto(const engine::Geometry& geometry, v1::Geometry* proto);
 absl::StatusOr<engine::SequenceSpec> FromProto(const v1::SequenceSpec& spec);
 void ToProto(const engine::SequenceSpec& spec, v1::SequenceSpec* proto);
 
+// Views into the message, which must outlive the query.
+absl::StatusOr<engine::PrefixQuery> FromProto(const v1::SequencePrefix& prefix);
+void ToProto(const engine::PrefixQuery& query, v1::SequencePrefix* proto);
+void ToProto(const engine::PrefixFound& found, v1::LookupPrefixResponse* proto);
+engine::PrefixFound FromProto(const v1::LookupPrefixResponse& proto);
+
 void ToProto(const engine::SequenceInfo& info, v1::SequenceInfo* proto);
 absl::StatusOr<engine::SequenceInfo> FromProto(const v1::SequenceInfo& proto);
 
@@ -71,6 +77,7 @@ void ToProto(const engine::SequenceDescription& description, v1::DescribeSequenc
 absl::StatusOr<engine::SequenceDescription> FromProto(const v1::DescribeSequenceResponse& proto);
 
 absl::Duration FromProto(const google::protobuf::Duration& duration);
+void ToProto(absl::Duration duration, google::protobuf::Duration* proto);
 
 }  // namespace terrace::runtime
 

@@ -46,6 +46,34 @@ absl::StatusOr<engine::SequenceInfo> FromProto(const v1::SequenceInfo& proto) {
   return info;
 }
 
+absl::StatusOr<engine::PrefixQuery> FromProto(const v1::SequencePrefix& prefix) {
+  absl::StatusOr<engine::SequenceSpec> spec = FromProto(prefix.spec());
+  if (!spec.ok()) return spec.status();
+  return engine::PrefixQuery{
+      .spec = *std::move(spec),
+      .token_ids = {prefix.token_ids().data(), static_cast<size_t>(prefix.token_ids_size())},
+      .accept_sparse = prefix.accept_sparse()};
+}
+
+void ToProto(const engine::PrefixQuery& query, v1::SequencePrefix* proto) {
+  ToProto(query.spec, proto->mutable_spec());
+  proto->mutable_token_ids()->Add(query.token_ids.begin(), query.token_ids.end());
+  proto->set_accept_sparse(query.accept_sparse);
+}
+
+void ToProto(const engine::PrefixFound& found, v1::LookupPrefixResponse* proto) {
+  proto->set_length(static_cast<uint64_t>(found.tokens));
+  if (found.lease.empty()) return;
+  proto->set_lease(found.lease);
+  SetTime(found.lease_expires, proto->mutable_lease_expires());
+}
+
+engine::PrefixFound FromProto(const v1::LookupPrefixResponse& proto) {
+  return {.tokens = static_cast<int64_t>(proto.length()),
+          .lease = proto.lease(),
+          .lease_expires = FromTimestamp(proto.lease_expires())};
+}
+
 void ToProto(const engine::TierReport& report, v1::TierInfo* proto) {
   const kvstore::TierStats& stats = report.stats;
   proto->set_shard(report.shard);

@@ -172,6 +172,9 @@ absl::StatusOr<engine::SequenceSpec> FromProto(const v1::SequenceSpec& proto) {
   if (spec.model_fingerprint.empty()) {
     return absl::InvalidArgumentError("model_fingerprint: got an empty string, expected a name");
   }
+  spec.sharing_salt = proto.sharing_salt();
+  spec.idle_ttl = FromProto(proto.idle_ttl());
+  spec.retention = FromProto(proto.retention());
   switch (proto.index_format()) {
     case v1::INDEX_FORMAT_UNSPECIFIED:
     case v1::INDEX_FORMAT_INT8:
@@ -192,6 +195,9 @@ void ToProto(const engine::SequenceSpec& spec, v1::SequenceSpec* proto) {
   proto->set_model_fingerprint(spec.model_fingerprint);
   proto->set_adapter_id(spec.adapter_id);
   proto->set_index_format(static_cast<v1::IndexFormat>(spec.index_format));
+  proto->set_sharing_salt(spec.sharing_salt);
+  if (spec.idle_ttl != absl::ZeroDuration()) ToProto(spec.idle_ttl, proto->mutable_idle_ttl());
+  if (spec.retention != absl::ZeroDuration()) ToProto(spec.retention, proto->mutable_retention());
 }
 
 absl::StatusOr<attention::Policy> FromProto(const v1::Policy& policy) {
@@ -348,6 +354,11 @@ void ToProto(const engine::StepResult& result, v1::StepResult* proto) {
 
 absl::Duration FromProto(const google::protobuf::Duration& duration) {
   return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
+}
+
+void ToProto(absl::Duration duration, google::protobuf::Duration* proto) {
+  proto->set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
+  proto->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)));
 }
 
 }  // namespace terrace::runtime

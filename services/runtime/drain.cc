@@ -7,26 +7,26 @@ namespace terrace::runtime {
 // Listeners run under the lock, so that Remove can promise that none runs afterwards; they must
 // not call back.
 uint64_t Drain::Add(std::function<void()> listener) {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   if (started_) listener();
   listeners_.emplace(next_id_, std::move(listener));
   return next_id_++;
 }
 
 void Drain::Remove(uint64_t id) {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   listeners_.erase(id);
 }
 
 void Drain::Start() {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   if (started_) return;
   started_ = true;
   for (const auto& [id, listener] : listeners_) listener();
 }
 
 bool Drain::started() const {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   return started_;
 }
 

@@ -7,7 +7,7 @@
 #include <map>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "kvstore/mutex.h"
 
 namespace terrace::runtime {
 
@@ -22,7 +22,7 @@ class Drain {
   bool started() const;
 
  private:
-  mutable absl::Mutex mu_;
+  mutable kvstore::Mutex mu_;
   bool started_ ABSL_GUARDED_BY(mu_) = false;
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   std::map<uint64_t, std::function<void()>> listeners_ ABSL_GUARDED_BY(mu_);

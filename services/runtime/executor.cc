@@ -10,16 +10,18 @@ Executor::Executor(int threads, size_t queue_max) : queue_max_(queue_max) {
 
 Executor::~Executor() {
   {
-    const absl::MutexLock lock(&mu_);
+    const kvstore::MutexLock lock(mu_);
     stopping_ = true;
+    changed_.NotifyAll();
   }
   for (std::thread& thread : threads_) thread.join();
 }
 
 bool Executor::Submit(std::function<void()> task) {
-  const absl::MutexLock lock(&mu_);
+  const kvstore::MutexLock lock(mu_);
   if (queue_.size() >= queue_max_) return false;
   queue_.push_back(std::move(task));
+  changed_.NotifyOne();
   return true;
 }
 
@@ -27,12 +29,8 @@ void Executor::Work() {
   while (true) {
     std::function<void()> task;
     {
-      const absl::MutexLock lock(&mu_);
-      mu_.Await(absl::Condition(
-          +[](Executor* executor) ABSL_EXCLUSIVE_LOCKS_REQUIRED(executor->mu_) {
-            return executor->stopping_ || !executor->queue_.empty();
-          },
-          this));
+      const kvstore::MutexLock lock(mu_);
+      while (!stopping_ && queue_.empty()) changed_.Wait(mu_);
       if (queue_.empty()) return;
       task = std::move(queue_.front());
       queue_.pop_front();

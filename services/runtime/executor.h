@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "kvstore/mutex.h"
 
 namespace terrace::runtime {
 
@@ -29,7 +29,8 @@ class Executor {
   void Work();
 
   const size_t queue_max_;
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
+  kvstore::CondVar changed_;
   std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;

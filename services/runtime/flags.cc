@@ -114,6 +114,9 @@ void AddEngineFlags(CLI::App& app, engine::EmbeddedOptions& options) {
   app.add_option("--disk-path", store.disk_path, "Folder of the disk tier; none without it")
       ->group(group);
   AddSize(app, "--disk-bytes", store.disk_bytes, "Physical bytes of the disk tier")->group(group);
+  AddSize(app, "--retained-bytes", options.retained_bytes_max,
+          "Rows and index that closed sequences of one tenant may keep for prefixes")
+      ->group(group);
   app.add_option("--durability", store.durability,
                  "When rows reach the disk: none (on flush), async, sync")
       ->transform(CLI::CheckedTransformer(
@@ -132,6 +135,22 @@ void AddEngineFlags(CLI::App& app, engine::EmbeddedOptions& options) {
                  "Bypass the page cache on reads where the file system can")
       ->capture_default_str()
       ->group(group);
+  app.add_option("--placement", store.placement,
+                 "Who keeps its place in host memory: heat (captured mass), lru, s3fifo")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, kvstore::PolicyKind>{{"heat", kvstore::PolicyKind::kHeat},
+                                                     {"lru", kvstore::PolicyKind::kLru},
+                                                     {"s3fifo", kvstore::PolicyKind::kS3Fifo}}))
+      ->default_str("heat")
+      ->group(group);
+  app.add_option("--prefetch", options.prefetch,
+                 "Read ahead from disk what the next layers selected at the last token")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--record-steps", options.record_steps,
+                 "Write the selections of SparQ steps to this file, for terrace-replay")
+      ->group(group);
+  AddSize(app, "--record-bytes", options.record_bytes, "Largest size of that file")->group(group);
   app.add_option("--block-tokens", options.block_tokens, "Rows that seal together")
       ->capture_default_str()
       ->group(group);

@@ -32,11 +32,22 @@ void FlushBeforeExit(engine::EmbeddedEngine& engine, const kvstore::StoreOptions
       if (!info.ok()) error = std::string(info.status().message());
     }
   }
+  engine.RecordTokens(deadline);
   if (failed == 0) {
     spdlog::info("event=flushed sequences={}", flushed);
   } else {
     spdlog::warn("event=flushed sequences={} failed={} message=\"{}\"", flushed, failed, error);
   }
+}
+
+void FinishRecording(engine::EmbeddedEngine& engine) {
+  engine::StepRecorder* recorder = engine.recorder();
+  if (recorder == nullptr) return;
+  if (const absl::Status status = recorder->Close(); !status.ok()) {
+    spdlog::warn("event=recorded message=\"{}\"", std::string(status.message()));
+    return;
+  }
+  spdlog::info("event=recorded steps={} dropped={}", recorder->steps(), recorder->dropped_steps());
 }
 
 }  // namespace terrace::runtime

@@ -7,11 +7,14 @@
 
 namespace terrace::runtime {
 
-// Flushes every sequence of `engine` that has tokens which are not durable, until `deadline`, and
-// logs how many. Nothing without a disk, or when only clients may ask for writes (durability none).
-// Call it when no calls run any more.
+// Flushes every sequence of `engine` that has tokens which are not durable, until `deadline`, logs
+// how many, and records their token ids, by which prefixes are found again. Nothing without a disk,
+// or when only clients may ask for writes (durability none). Call it when no calls run any more.
 void FlushBeforeExit(engine::EmbeddedEngine& engine, const kvstore::StoreOptions& options,
                      absl::Time deadline);
+
+// Completes the file of recorded steps, if there is one, and logs what it holds.
+void FinishRecording(engine::EmbeddedEngine& engine);
 
 }  // namespace terrace::runtime
 

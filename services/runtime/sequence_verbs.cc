@@ -31,6 +31,11 @@ absl::Status OpenSequence(engine::KvEngine& engine, const engine::Caller& caller
       if (!spec.ok()) return spec.status();
       return Answer(engine.Create(caller, *spec), response);
     }
+    case v1::OpenSequenceRequest::kPrefix: {
+      const absl::StatusOr<engine::PrefixQuery> query = FromProto(request.prefix());
+      if (!query.ok()) return query.status();
+      return Answer(engine.OpenOnPrefix(caller, *query, request.prefix().lease()), response);
+    }
     case v1::OpenSequenceRequest::kFork:
       return Answer(engine.Fork(caller, request.fork().handle(), Signed(request.fork().position()),
                                 request.expected_fingerprint()),
@@ -39,8 +44,21 @@ absl::Status OpenSequence(engine::KvEngine& engine, const engine::Caller& caller
       return Answer(engine.Resume(caller, request.resume(), request.expected_fingerprint()),
                     response);
     default:
-      return absl::InvalidArgumentError("source: got none, expected new_sequence, fork or resume");
+      return absl::InvalidArgumentError(
+          "source: got none, expected new_sequence, fork, resume or prefix");
   }
+}
+
+absl::Status LookupPrefix(engine::KvEngine& engine, const engine::Caller& caller,
+                          const v1::LookupPrefixRequest& request,
+                          v1::LookupPrefixResponse* response) {
+  const absl::StatusOr<engine::PrefixQuery> query = FromProto(request.prefix());
+  if (!query.ok()) return query.status();
+  const absl::StatusOr<engine::PrefixFound> found =
+      engine.LookupPrefix(caller, *query, FromProto(request.lease()));
+  if (!found.ok()) return found.status();
+  ToProto(*found, response);
+  return absl::OkStatus();
 }
 
 absl::Status Truncate(engine::KvEngine& engine, const engine::Caller& caller,
@@ -95,14 +113,18 @@ absl::Status BulkAppend::Add(const v1::AppendKvRequest& request) {
     if (!k.ok()) return k.status();
     const absl::StatusOr<engine::TensorView> v = FromProto("v", chunk.v());
     if (!v.ok()) return v.status();
-    const absl::StatusOr<int64_t> length =
-        engine_.Append(caller_, {.handle = handle_,
-                                 .writer_epoch = writer_epoch_,
-                                 .layer = static_cast<int>(chunk.layer()),
-                                 .position = Signed(chunk.position()),
-                                 .k = *k,
-                                 .v = *v});
+    const absl::StatusOr<int64_t> length = engine_.Append(
+        caller_,
+        {.handle = handle_,
+         .writer_epoch = writer_epoch_,
+         .layer = static_cast<int>(chunk.layer()),
+         .position = Signed(chunk.position()),
+         .k = *k,
+         .v = *v,
+         .token_position = Signed(request.token_position()),
+         .token_ids = {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())}});
     if (!length.ok()) return length.status();
+    layer_length_ = *length;
   }
   return absl::OkStatus();
 }
@@ -115,6 +137,7 @@ absl::Status BulkAppend::End(v1::AppendKvResponse* response) {
   if (!info.ok()) return info.status();
   response->set_length(static_cast<uint64_t>(info->length));
   response->set_durable_length(static_cast<uint64_t>(info->durable_length));
+  response->set_layer_length(static_cast<uint64_t>(layer_length_));
   return absl::OkStatus();
 }
 

@@ -14,6 +14,9 @@ namespace terrace::runtime {
 absl::Status OpenSequence(engine::KvEngine& engine, const engine::Caller& caller,
                           const v1::OpenSequenceRequest& request,
                           v1::OpenSequenceResponse* response);
+absl::Status LookupPrefix(engine::KvEngine& engine, const engine::Caller& caller,
+                          const v1::LookupPrefixRequest& request,
+                          v1::LookupPrefixResponse* response);
 absl::Status Truncate(engine::KvEngine& engine, const engine::Caller& caller,
                       const v1::TruncateRequest& request, v1::TruncateResponse* response);
 absl::Status Flush(engine::KvEngine& engine, const engine::Caller& caller,
@@ -39,6 +42,8 @@ class BulkAppend {
   const engine::Caller caller_;
   std::string handle_;
   uint64_t writer_epoch_ = 0;
+  // Of the last chunk's layer.
+  int64_t layer_length_ = 0;
 };
 
 }  // namespace terrace::runtime

@@ -21,6 +21,24 @@ std::string CutMessage(absl::string_view message) {
   return std::string(message.substr(0, end));
 }
 
+// What a client branches on where nobody nearer to the cause has said more.
+std::optional<engine::ErrorDetail> DetailFor(const absl::Status& status) {
+  std::optional<engine::ErrorDetail> detail = engine::DetailOf(status);
+  if (detail.has_value()) return detail;
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return engine::DetailOf(engine::NoRoom(status.message()));
+    case absl::StatusCode::kUnavailable:
+      return engine::DetailOf(engine::TierUnavailable(status.message()));
+    case absl::StatusCode::kDataLoss:
+      return engine::ErrorDetail{.reason = "DATA_LOSS", .metadata = {}, .retry_delay = {}};
+    case absl::StatusCode::kUnimplemented:
+      return engine::ErrorDetail{.reason = "UNSUPPORTED", .metadata = {}, .retry_delay = {}};
+    default:
+      return std::nullopt;
+  }
+}
+
 absl::Status Make(int code, const std::string& message) {
   return {static_cast<absl::StatusCode>(code), message};
 }
@@ -31,7 +49,7 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
   google::rpc::Status rpc;
   rpc.set_code(static_cast<int>(status.code()));
   rpc.set_message(CutMessage(status.message()));
-  const std::optional<engine::ErrorDetail> detail = engine::DetailOf(status);
+  const std::optional<engine::ErrorDetail> detail = DetailFor(status);
   if (!detail.has_value()) return rpc;
   google::rpc::ErrorInfo info;
   info.set_reason(detail->reason);

@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "kvstore/mutex.h"
 #include "services/engine/error.h"
 #include "services/runtime/call.h"
 #include "services/runtime/drain.h"
@@ -106,7 +106,7 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     bool read = false;
     bool write = false;
     {
-      const absl::MutexLock lock(&mu_);
+      const kvstore::MutexLock lock(mu_);
       change();
       read = !reading_ && !read_done_ && !draining_ && !broken_ && in_flight_ < kInFlightMax;
       if (read) {
@@ -127,7 +127,7 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     bool finish = false;
     bool draining = false;
     {
-      const absl::MutexLock lock(&mu_);
+      const kvstore::MutexLock lock(mu_);
       --starting_;
       // Every request that was read is answered before the stream ends.
       const bool idle = starting_ == 0 && in_flight_ == 0 && !writing_ && answers_.empty();
@@ -145,7 +145,7 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
   const Handler handler_;
   uint64_t drain_id_ = 0;
 
-  absl::Mutex mu_;
+  kvstore::Mutex mu_;
   // Belong to the operation in flight while reading_ and writing_ say so.
   std::unique_ptr<Request> next_;
   Response current_;

@@ -137,21 +137,78 @@ TEST(Dtype, AnyCountAndAlignmentGivesTheSameElements) {
   });
 }
 
-TEST(Dtype, OneElementThatIsNotFiniteIsFoundAnywhere) {
+// Elements of `dtype` with those values, at an odd address.
+std::vector<std::byte> Stored(Dtype dtype, const std::vector<float>& values) {
+  std::vector<std::byte> bytes(1 + values.size() * DtypeBytes(dtype));
+  FromFloat(dtype, values.data(), values.size(), bytes.data() + 1);
+  return bytes;
+}
+
+TEST(Dtype, TheLargestMagnitudeIsFoundAnywhere) {
   ForEachSimdTarget([] {
-    EXPECT_TRUE(AllFinite(nullptr, 0));
-    for (const size_t count : {1, 15, 16, 17, 40}) {
-      std::vector<float> values(count, std::numeric_limits<float>::max());
-      EXPECT_TRUE(AllFinite(values.data(), count));
-      for (size_t i = 0; i < count; ++i) {
-        for (const float bad : {INFINITY, -INFINITY, NAN}) {
-          values[i] = bad;
-          EXPECT_FALSE(AllFinite(values.data(), count)) << i << " of " << count;
+    for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16}) {
+      EXPECT_EQ(LargestMagnitude(dtype, nullptr, 0), 0.0F);
+      for (const size_t count : {1, 7, 8, 31, 32, 33, 70}) {
+        for (size_t i = 0; i < count; ++i) {
+          std::vector<float> values(count, -1.0F);
+          for (const float largest : {2.5F, -2.5F, INFINITY, -INFINITY}) {
+            values[i] = largest;
+            const std::vector<std::byte> bytes = Stored(dtype, values);
+            EXPECT_EQ(LargestMagnitude(dtype, bytes.data() + 1, count), std::abs(largest))
+                << DtypeName(dtype) << ", " << i << " of " << count;
+          }
+          // NaN beside infinity.
+          values[count - 1 - i] = INFINITY;
+          values[i] = NAN;
+          const std::vector<std::byte> bytes = Stored(dtype, values);
+          EXPECT_TRUE(std::isnan(LargestMagnitude(dtype, bytes.data() + 1, count)))
+              << DtypeName(dtype) << ", " << i << " of " << count;
         }
-        values[i] = 0;
       }
     }
   });
+}
+
+TEST(Dtype, TheLargestMagnitudeOfOneHalfIsItsOwn) {
+  ForEachSimdTarget([] {
+    for (const uint16_t bits : AllPatterns()) {
+      const auto* bytes = reinterpret_cast<const std::byte*>(&bits);
+      const float half = FloatFromHalf(bits);
+      const float found = LargestMagnitude(Dtype::kFloat16, bytes, 1);
+      ASSERT_EQ(std::isnan(found), std::isnan(half)) << bits;
+      if (std::isnan(half)) continue;
+      ASSERT_EQ(found, std::abs(half)) << bits;
+    }
+  });
+}
+
+TEST(Dtype, ConvertRoundsAsTheFloatsBetweenDo) {
+  ForEachSimdTarget([] {
+    for (const size_t count : {0, 1, 17, 255, 256, 257, 600}) {
+      std::vector<float> values(count);
+      for (size_t i = 0; i < count; ++i) values[i] = std::ldexp(1.0F + i / 7.0F, i % 29 - 14.0F);
+      for (const Dtype from : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16}) {
+        const std::vector<std::byte> in = Stored(from, values);
+        std::vector<float> floats(count);
+        ToFloat(from, in.data() + 1, count, floats.data());
+        for (const Dtype to : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16}) {
+          std::vector<std::byte> out(1 + count * DtypeBytes(to));
+          Convert(from, in.data() + 1, count, to, out.data() + 1);
+          EXPECT_EQ(out, Stored(to, floats)) << DtypeName(from) << " to " << DtypeName(to);
+        }
+      }
+    }
+  });
+}
+
+TEST(Dtype, ConvertToTheSameTypeKeepsEveryBit) {
+  const std::vector<uint16_t> bits = AllPatterns();
+  std::vector<uint16_t> out(bits.size());
+  for (const Dtype dtype : {Dtype::kBFloat16, Dtype::kFloat16}) {
+    Convert(dtype, reinterpret_cast<const std::byte*>(bits.data()), bits.size(), dtype,
+            reinterpret_cast<std::byte*>(out.data()));
+    EXPECT_EQ(out, bits);
+  }
 }
 
 TEST(Dtype, NamesAreDistinct) {

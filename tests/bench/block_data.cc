@@ -1,5 +1,6 @@
 #include "tests/bench/block_data.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -16,20 +17,25 @@ const std::byte* BlockData::Rows(uint16_t layer, uint16_t head, uint32_t block) 
   return pool_.Of(IdOf(layer, head, block), layout_.rows_bytes());
 }
 
-absl::Span<const std::byte> BlockData::Piece(uint16_t layer, uint16_t head, uint32_t block) const {
-  return {pool_.Of(~IdOf(layer, head, block), layout_.piece_bytes()), layout_.piece_bytes()};
+absl::Span<const std::byte> BlockData::Pieces(uint16_t layer, uint16_t head, uint32_t first_block,
+                                              uint32_t end_block) const {
+  const size_t bytes = (end_block - first_block) * layout_.piece_bytes();
+  return {pool_.Of(~IdOf(layer, head, first_block), bytes), bytes};
 }
 
 void BlockData::Fill(kvstore::BlockStore& store, kvstore::Segment& segment, uint16_t first_layer,
                      uint16_t end_layer) const {
   const absl::Time deadline = absl::Now() + absl::Minutes(5);
-  for (uint32_t block = 0; block < blocks_; ++block) {
+  for (uint32_t first = 0; first < blocks_; first += layout_.stripe_blocks) {
+    const uint32_t end = std::min(blocks_, first + layout_.stripe_blocks);
     for (uint16_t layer = first_layer; layer < end_layer; ++layer) {
-      RequireOk(store.Reserve(segment, layer, block, block + 1, deadline), "reserving a block");
+      RequireOk(store.Reserve(segment, layer, first, end, deadline), "reserving blocks");
       for (uint16_t head = 0; head < layout_.heads; ++head) {
-        std::memcpy(store.OpenRows(segment, layer, head, block), Rows(layer, head, block),
-                    layout_.rows_bytes());
-        store.Seal(segment, layer, head, block, Piece(layer, head, block));
+        for (uint32_t block = first; block < end; ++block) {
+          std::memcpy(store.OpenRows(segment, layer, head, block), Rows(layer, head, block),
+                      layout_.rows_bytes());
+        }
+        store.Seal(segment, layer, head, first, end, Pieces(layer, head, first, end));
       }
     }
   }

@@ -18,10 +18,12 @@ class BlockData {
   BlockData(kvstore::BlockLayout layout, uint32_t blocks);
 
   const std::byte* Rows(uint16_t layer, uint16_t head, uint32_t block) const;
-  absl::Span<const std::byte> Piece(uint16_t layer, uint16_t head, uint32_t block) const;
+  // Of blocks [first_block, end_block), one after the other.
+  absl::Span<const std::byte> Pieces(uint16_t layer, uint16_t head, uint32_t first_block,
+                                     uint32_t end_block) const;
 
-  // Writes layers [first_layer, end_layer) of a segment of this layout, from block 0 on: Reserve,
-  // copy, Seal. Ends the process on an error.
+  // Writes layers [first_layer, end_layer) of a segment of this layout, from block 0 on, a stripe's
+  // blocks of a layer at a time: Reserve, copy, Seal. Ends the process on an error.
   void Fill(kvstore::BlockStore& store, kvstore::Segment& segment, uint16_t first_layer,
             uint16_t end_layer) const;
   // Whether each extent holds the wanted cells of its request, and they are right.

@@ -25,7 +25,7 @@ using kvstore::ReadRequest;
 constexpr double kMiB = 1 << 20;
 constexpr int kLayers = 8;
 constexpr int kHeads = 8;
-constexpr int kReaders = 4;
+constexpr int kReaders = 8;
 // Of each head, per call of a restore: 16 MiB of rows.
 constexpr uint32_t kCallBlocks = 64;
 // Rows that each of 8 heads selects in a step.
@@ -70,7 +70,8 @@ double StoredSequence::Write() {
   store_ = RequireOk(kvstore::BlockStore::Open(Options()), "opening a store");
   segment_ = RequireOk(store_->CreateSegment(data_.layout(), 0), "creating a segment");
   RequireOk(store_->CommitManifest(
-                {.name = "bench", .attributes = "", .ranges = {{segment_, 0, kvstore::kOpenEnd}}}),
+                {.name = "bench", .attributes = "", .ranges = {{segment_, 0, kvstore::kOpenEnd}}},
+                absl::InfiniteFuture()),
             "committing a manifest");
   const Stopwatch watch;
   data_.Fill(*store_, *segment_, 0, kLayers);
@@ -154,7 +155,7 @@ void AddRestore(const BenchArgs& args, StoredSequence& stored, const RawFile& ra
       args.runs, {[&] { return restart_and([&] { return stored.Restore(false); }); },
                   [&] { return raw.ReadAll(1); }, [&] { return raw.ReadAll(kReaders); }});
   const double mib = static_cast<double>(stored.data().row_bytes()) / kMiB;
-  const std::string size = absl::StrCat(static_cast<int>(mib), " MiB of rows, 4 reader threads");
+  const std::string size = absl::StrCat(static_cast<int>(mib), " MiB of rows, 8 reader threads");
   sheet.Add(Comparison{.load = "restore after a restart, against 1 thread x 1 MiB",
                        .size = size,
                        .unit = "MiB/s",
@@ -163,7 +164,7 @@ void AddRestore(const BenchArgs& args, StoredSequence& stored, const RawFile& ra
                        .ratio_min = 0.6,
                        .ours_max = {}}
                 .Row());
-  sheet.Add(Comparison{.load = "  against 4 threads x 1 MiB",
+  sheet.Add(Comparison{.load = "  against 8 threads x 1 MiB",
                        .size = size,
                        .unit = "MiB/s",
                        .ours = mib / seconds[0],
@@ -199,7 +200,7 @@ void AddSparse(const BenchArgs& args, StoredSequence& stored, const RawFile& raw
   const std::vector<double> seconds = Interleave(args.runs, {[&] { return sparse(false); }, bare});
   const auto reads = static_cast<double>(calls * kCallGranules);
   sheet.Add(Comparison{.load = "sparse reads after a restart, calls of 512",
-                       .size = absl::StrCat(granule, " B granules, 4 reader threads"),
+                       .size = absl::StrCat(granule, " B granules, 8 reader threads"),
                        .unit = "reads/s",
                        .ours = reads / seconds[0],
                        .baseline = reads / seconds[1],

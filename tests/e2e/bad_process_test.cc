@@ -107,6 +107,25 @@ TEST(CommandLineTest, HelpOfEveryProgramTellsItsExitCodes) {
   }
 }
 
+// Threads that wait for stores are cheap; those that compute are not.
+TEST(CommandLineTest, ARemoteWorkerHasMoreThreadsUnlessToldOtherwise) {
+  struct {
+    std::vector<std::string> arguments;
+    const char* printed;
+  } cases[] = {
+      {{}, "\nthreads=8\n"},
+      {{"--engine", "remote", "--stores", "127.0.0.1:1"}, "\nthreads=64\n"},
+      {{"--engine", "remote", "--stores", "127.0.0.1:1", "--threads", "8"}, "\nthreads=8\n"},
+      {{"--engine", "remote", "--stores", "127.0.0.1:1", "--threads", "0"}, "got 0"},
+  };
+  for (auto& c : cases) {
+    SCOPED_TRACE(::testing::PrintToString(c.arguments));
+    c.arguments.emplace_back("--check-config");
+    const Outcome outcome = RunProgram(kWorkerProgram, c.arguments);
+    EXPECT_THAT(outcome.out + outcome.err, HasSubstr(c.printed));
+  }
+}
+
 TEST(CommandLineTest, AnAddressInUseIsNamed) {
   Daemon first(kStoreProgram, {"--host-bytes", "16MiB"});
   ASSERT_TRUE(first.serving());

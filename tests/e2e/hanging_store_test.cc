@@ -4,11 +4,17 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <fstream>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <thread>
+#include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "tests/e2e/cluster.h"
 
 namespace terrace::testing {
@@ -17,6 +23,31 @@ namespace {
 using ::testing::HasSubstr;
 
 const Shape kShape = {.layers = 2, .query_heads = 8, .kv_heads = 2, .head_dim = 32};
+
+// Bytes that came for the process that serves this port, and that it has not read.
+uint64_t UnreadBytes(int port) {
+  constexpr char kEstablished[] = "01";
+  const std::string local = absl::StrFormat(":%04X", port);
+  uint64_t total = 0;
+  for (const char* table : {"/proc/net/tcp", "/proc/net/tcp6"}) {
+    std::ifstream lines(table);
+    std::string line;
+    while (std::getline(lines, line)) {
+      std::istringstream fields(line);
+      std::string number;
+      std::string here;
+      std::string there;
+      std::string state;
+      std::string queues;
+      fields >> number >> here >> there >> state >> queues;
+      if (state != kEstablished || !absl::EndsWith(here, local)) continue;
+      uint64_t unread = 0;
+      EXPECT_TRUE(absl::SimpleHexAtoi(queues.substr(queues.find(':') + 1), &unread)) << line;
+      total += unread;
+    }
+  }
+  return total;
+}
 
 class HangingStoreTest : public ::testing::Test {
  protected:
@@ -33,6 +64,16 @@ class HangingStoreTest : public ::testing::Test {
     ASSERT_TRUE(Await([&] { return ReadFile(stat).find(") T ") != std::string::npos; }));
   }
 
+  // What `start` gives, once it has made the worker send the store something.
+  template <typename Start>
+  auto UntilSent(const Start& start) {
+    const int port = cluster_.store().port();
+    const uint64_t before = UnreadBytes(port);
+    auto started = start();
+    EXPECT_TRUE(Await([&] { return UnreadBytes(port) > before; }));
+    return started;
+  }
+
   Cluster cluster_{{}, {"--drain-timeout", "500ms"}};
   const Rows rows_{kShape, TestSeed()};
   Client client_ = cluster_.NewClient();
@@ -43,9 +84,11 @@ class HangingStoreTest : public ::testing::Test {
 // Steps and calls of every kind wait for it when the worker is told to stop.
 TEST_F(HangingStoreTest, DoesNotKeepItsWorkerFromStopping) {
   const auto ask = [this](const std::function<Reply(Client&)>& call) {
-    return std::thread([this, call] {
-      Client client = cluster_.NewClient();
-      EXPECT_FALSE(call(client).ok());
+    return UntilSent([&] {
+      return std::thread([this, call] {
+        Client client = cluster_.NewClient();
+        EXPECT_FALSE(call(client).ok());
+      });
     });
   };
   std::thread step = ask([this](Client& client) {
@@ -60,11 +103,11 @@ TEST_F(HangingStoreTest, DoesNotKeepItsWorkerFromStopping) {
   });
   std::thread append =
       ask([this](Client& client) { return client.Append(sequence_, rows_, 100, 200); });
-  Process tiers(kCtlProgram,
-                {"--endpoint", cluster_.worker().address(), "--timeout", "60s", "tiers"});
-  // All of them have reached the worker when it has no more to read: a late one is refused, which
-  // it counts as well.
-  absl::SleepFor(absl::Milliseconds(300));
+  const std::unique_ptr<Process> tiers = UntilSent([this] {
+    return std::make_unique<Process>(
+        kCtlProgram, std::vector<std::string>{"--endpoint", cluster_.worker().address(),
+                                              "--timeout", "60s", "tiers"});
+  });
   cluster_.worker().process().Signal(SIGTERM);
   // Without a cancel steps wait two minutes, and calls half a minute.
   EXPECT_EQ(cluster_.worker().process().Wait(absl::Seconds(15)), 0);
@@ -72,7 +115,7 @@ TEST_F(HangingStoreTest, DoesNotKeepItsWorkerFromStopping) {
   step.join();
   get.join();
   append.join();
-  EXPECT_NE(tiers.Wait(), 0);
+  EXPECT_NE(tiers->Wait(), 0);
 }
 
 // What lies in its socket may still run when it goes on, so the same step again must be good.

@@ -16,7 +16,9 @@ using ::testing::DoubleNear;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-HeatOptions HalfLife(double accesses) { return {.half_life_accesses = accesses}; }
+HeatOptions HalfLife(double accesses) {
+  return {.half_life_accesses = accesses, .mass_exponent = 1};
+}
 
 // `count` accesses to blocks that are seen once.
 void Pass(HeatClock& clock, int count) {
@@ -61,6 +63,28 @@ TEST(HeatClock, MassZeroIsATouchThatDoesNotWarm) {
   EXPECT_THAT(clock.Heat(heat), DoubleEq(1));
 }
 
+TEST(HeatClock, CountsMassToItsExponent) {
+  HeatClock clock({.half_life_accesses = 1e9, .mass_exponent = 0.5});
+  BlockHeat heat;
+  clock.Touch(0.25, heat);
+  EXPECT_THAT(clock.Heat(heat), DoubleNear(0.5, 1e-6));
+  clock.Touch(0, heat);
+  EXPECT_THAT(clock.Heat(heat), DoubleNear(0.5, 1e-6));
+}
+
+TEST(HeatClock, AnAccessMayPassWithoutHeat) {
+  HeatClock clock({.half_life_gaps = 1});
+  BlockHeat heat;
+  clock.Touch(1, heat);
+  BlockHeat other;
+  clock.Pass(other);
+  EXPECT_EQ(other.last_access, 2U);
+  EXPECT_EQ(other.touches, 0U);
+  EXPECT_EQ(clock.Heat(other), 0);
+  clock.Touch(1, heat);
+  EXPECT_EQ(clock.half_life_accesses(), 2) << "it is counted in the gaps of others";
+}
+
 TEST(HeatClock, MeasuresTheMeanGapBetweenTwoTouchesOfABlock) {
   HeatClock clock({.half_life_gaps = 3});
   BlockHeat a;
@@ -76,7 +100,7 @@ TEST(HeatClock, MeasuresTheMeanGapBetweenTwoTouchesOfABlock) {
 }
 
 TEST(HeatClock, ForgetsGapsBeyondItsWindow) {
-  HeatClock clock({.gap_window = 2});
+  HeatClock clock({.half_life_gaps = 1, .gap_window = 2});
   BlockHeat heat;
   for (int i = 0; i < 100; ++i) clock.Touch(1, heat);
   EXPECT_EQ(clock.half_life_accesses(), 1);

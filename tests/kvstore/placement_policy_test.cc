@@ -157,7 +157,8 @@ TEST(HeatPolicy, TheSecondTouchAdmitsWhatTheFirstDidNot) {
 }
 
 TEST(HeatPolicy, AdmitsAtOnceWhatIsHotterByTheContrast) {
-  Tier tier = MakeTier(PolicyKind::kHeat, 1, {.heat = {.half_life_accesses = 100}});
+  Tier tier =
+      MakeTier(PolicyKind::kHeat, 1, {.heat = {.half_life_accesses = 100, .mass_exponent = 1}});
   tier.Use('a', 0.5);
   tier.Use('b', 0.7);
   EXPECT_EQ(tier.in(), "a") << "0.7 is less than 1.42 times 0.5";

@@ -99,7 +99,7 @@ class PlainHeat final : public kvstore::PlacementPolicy {
   double Heat(const Known& known) const {
     double heat = 0;
     for (const Touched& touched : known.touches) {
-      double left = touched.mass;
+      double left = std::pow(touched.mass, options_.mass_exponent);
       for (uint64_t access = touched.access; access < now_; ++access) left *= decay_[access];
       heat += left;
     }

@@ -67,7 +67,8 @@ int WriteUntilKilled(const std::string& path) {
     if (!created.ok()) return GiveUp(created.status());
     segment = *created;
     const Manifest manifest{"sequence", "", {{segment, 0, kOpenEnd}}};
-    if (absl::Status status = (*store)->CommitManifest(manifest); !status.ok()) {
+    if (absl::Status status = (*store)->CommitManifest(manifest, absl::InfiniteFuture());
+        !status.ok()) {
       return GiveUp(status);
     }
   } else {

@@ -90,7 +90,7 @@ TEST_F(StoreFaultTest, AManifestThatCannotBeWrittenChangesNothing) {
   const auto refused = StatusIs(absl::StatusCode::kUnavailable);
   EXPECT_THAT(Commit("sequence", {{segment, 0, 2}, {other, 2, kOpenEnd}}), refused);
   EXPECT_THAT(Commit("another", {{segment, 0, 2}}), refused);
-  EXPECT_THAT(store_->DeleteManifest("sequence"), refused);
+  EXPECT_THAT(store_->DeleteManifest("sequence", absl::InfiniteFuture()), refused);
   EXPECT_OK(CheckBlocks(*store_, *segment, 0, 4));
   EXPECT_EQ(store_->DiskStats().resident_blocks, 16u);
   writes_fail_ = false;
@@ -99,7 +99,7 @@ TEST_F(StoreFaultTest, AManifestThatCannotBeWrittenChangesNothing) {
   Open();
   segment = OnlyRecovered();
   EXPECT_OK(CheckBlocks(*store_, *segment, 0, 4));
-  EXPECT_OK(store_->DeleteManifest("sequence"));
+  EXPECT_OK(store_->DeleteManifest("sequence", absl::InfiniteFuture()));
 }
 
 TEST_F(StoreFaultTest, AReadThatFailsMayBeTriedAgain) {
@@ -255,7 +255,7 @@ TEST_F(StoreFaultTest, AFullDiskSaysSoAndGoesOnWhenSomethingIsDeleted) {
   blocks -= 10;
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("disk budget")));
   EXPECT_OK(CheckBlocks(*store_, *young, 0, blocks));
-  ASSERT_OK(store_->DeleteManifest("old"));
+  ASSERT_OK(store_->DeleteManifest("old", absl::InfiniteFuture()));
   EXPECT_OK(store_->Flush(*young, {}, Soon()));
   EXPECT_OK(CheckBlocks(*store_, *young, 0, blocks));
   EXPECT_THAT(store_->DiskStats(), IsConserved());

@@ -97,7 +97,7 @@ inline absl::Status AppendBlock(BlockStore& store, Segment& segment, uint16_t la
   }
   FillBytes(key, salt, /*is_piece=*/false, layout.rows_bytes(),
             store.OpenRows(segment, layer, head, block));
-  store.Seal(segment, layer, head, block, PieceOf(layout, key, salt));
+  store.Seal(segment, layer, head, block, block + 1, PieceOf(layout, key, salt));
   return absl::OkStatus();
 }
 
@@ -208,7 +208,8 @@ class StoreTest : public ::testing::Test {
   }
   absl::Status Commit(std::string name, std::vector<SegmentRange> ranges) {
     return store_->CommitManifest(
-        {.name = std::move(name), .attributes = "attributes", .ranges = std::move(ranges)});
+        {.name = std::move(name), .attributes = "attributes", .ranges = std::move(ranges)},
+        absl::InfiniteFuture());
   }
   // The segment of the one manifest that was recovered.
   SegmentRef OnlyRecovered() {
@@ -253,6 +254,9 @@ MATCHER(IsConserved, "admits what it holds, evicted and deleted, within its budg
   return stats.admitted_blocks ==
              stats.resident_blocks + stats.evicted_blocks + stats.deleted_blocks &&
          stats.admitted_bytes == stats.resident_bytes + stats.evicted_bytes + stats.deleted_bytes &&
+         stats.demoted_blocks <= stats.evicted_blocks &&
+         stats.ahead_useful_blocks + stats.ahead_late_blocks + stats.ahead_wasted_blocks <=
+             stats.ahead_blocks &&
          stats.used_bytes <= stats.capacity_bytes && stats.pinned_bytes <= stats.capacity_bytes;
 }
 

@@ -81,7 +81,7 @@ TEST_F(StoreFullDiskTest, AFlushOfTailsGetsTheRoomOfWhatWasDeleted) {
   ASSERT_OK(Commit("open", {{open, 0, kOpenEnd}}));
   layout_.heads = 2;
   FillTo("old", kNearlyFull);
-  ASSERT_OK(store_->DeleteManifest("old"));
+  ASSERT_OK(store_->DeleteManifest("old", absl::InfiniteFuture()));
   // 960 KiB; no block is waiting that would reclaim on its behalf.
   layout_.heads = 16;
   for (int i = 0; i < 8; ++i) EXPECT_OK(FlushTails(*open)) << i;
@@ -91,10 +91,11 @@ TEST_F(StoreFullDiskTest, AFlushOfTailsGetsTheRoomOfWhatWasDeleted) {
 TEST_F(StoreFullDiskTest, AManifestGetsTheRoomOfWhatWasDeleted) {
   Open();
   FillTo("old", kNearlyFull);
-  ASSERT_OK(store_->DeleteManifest("old"));
+  ASSERT_OK(store_->DeleteManifest("old", absl::InfiniteFuture()));
   for (int i = 0; i < 8; ++i) {
     EXPECT_OK(store_->CommitManifest(
-        {.name = std::to_string(i), .attributes = std::string(kMiB, 'a'), .ranges = {}}));
+        {.name = std::to_string(i), .attributes = std::string(kMiB, 'a'), .ranges = {}},
+        absl::InfiniteFuture()));
     EXPECT_THAT(store_->DiskStats(), IsConserved());
   }
 }
@@ -102,7 +103,7 @@ TEST_F(StoreFullDiskTest, AManifestGetsTheRoomOfWhatWasDeleted) {
 TEST_F(StoreFullDiskTest, GarbageFromBeforeARestartIsFound) {
   Open();
   FillTo("old", kNearlyFull);
-  ASSERT_OK(store_->DeleteManifest("old"));
+  ASSERT_OK(store_->DeleteManifest("old", absl::InfiniteFuture()));
   Open();
   const SegmentRef young = NewSegment();
   ASSERT_OK(Commit("young", {{young, 0, kOpenEnd}}));
@@ -132,7 +133,7 @@ TEST_F(StoreFullDiskTest, AnIdleDiskDoesNotStayFullOfGarbage) {
   Open();
   const SegmentRef kept = FillTo("kept", 8 * kMiB);
   FillTo("old", 40 * kMiB);
-  ASSERT_OK(store_->DeleteManifest("old"));
+  ASSERT_OK(store_->DeleteManifest("old", absl::InfiniteFuture()));
   EXPECT_TRUE(Eventually([&] { return store_->DiskStats().used_bytes < 20 * kMiB; }))
       << store_->DiskStats().used_bytes << " bytes are still used";
   EXPECT_OK(CheckBlock(*store_, *kept, 1, 1, 3));
@@ -168,12 +169,12 @@ TEST_F(StoreFullDiskTest, DeletionsNeitherNeedRoomNorWaitForIt) {
   holds = true;
   const int before = passes;
   // The writer asks for a pass on behalf of what is waiting, and the pass does not end.
-  ASSERT_OK(store_->DeleteManifest("whole"));
+  ASSERT_OK(store_->DeleteManifest("whole", absl::InfiniteFuture()));
   ASSERT_TRUE(Eventually([&] { return passes > before; }));
   EXPECT_OK(Commit("cut", {{cut, 0, 2}, {rest, 2, kOpenEnd}}));
   whole.reset();
   cut.reset();
-  EXPECT_OK(store_->DeleteManifest("cut"));
+  EXPECT_OK(store_->DeleteManifest("cut", absl::InfiniteFuture()));
   EXPECT_THAT(store_->DiskStats(), IsConserved());
   gate.set_value();
   EXPECT_OK(store_->Flush(*young, {}, Soon()));
@@ -186,7 +187,7 @@ TEST_F(StoreFullDiskTest, AStoreThatIsClosedGivesUpItsReclaim) {
   const SegmentRef young = NewSegment();
   ASSERT_OK(Commit("young", {{young, 0, kOpenEnd}}));
   FillUntilRefused(*young);
-  ASSERT_OK(store_->DeleteManifest("old"));
+  ASSERT_OK(store_->DeleteManifest("old", absl::InfiniteFuture()));
   const uint32_t durable = store_->Durable(*young, 0).end_block;
   const_cast<SegmentRef&>(young).reset();
   Open();

@@ -117,7 +117,7 @@ TEST_F(StoreManifestTest, DeletingAManifestFreesBothTiers) {
   const SegmentRef segment = NewSegment();
   ASSERT_OK(Commit("sequence", {{segment, 0, kOpenEnd}}));
   Append(segment, 0, 8);
-  ASSERT_OK(store_->DeleteManifest("sequence"));
+  ASSERT_OK(store_->DeleteManifest("sequence", absl::InfiniteFuture()));
   EXPECT_EQ(DiskBlocks(), 0u);
   EXPECT_EQ(store_->DiskStats().deleted_blocks, 4 * 8u);
   EXPECT_EQ(store_->DiskStats().index_bytes, 0u);
@@ -125,7 +125,8 @@ TEST_F(StoreManifestTest, DeletingAManifestFreesBothTiers) {
   EXPECT_THAT(CheckBlock(*store_, *segment, 0, 0, 0), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(store_->Reserve(*segment, 0, 8, 9, Soon()),
               StatusIs(absl::StatusCode::kFailedPrecondition));
-  EXPECT_THAT(store_->DeleteManifest("sequence"), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(store_->DeleteManifest("sequence", absl::InfiniteFuture()),
+              StatusIs(absl::StatusCode::kNotFound));
   Open();
   EXPECT_TRUE(store_->TakeRecovered().empty());
   EXPECT_EQ(DiskBlocks(), 0u);
@@ -141,7 +142,7 @@ TEST_F(StoreManifestTest, FreedExtentsStayUntilTheirLastPin) {
     const Pins rows = store_->PinRows({&request, 1}, Soon());
     const ReadRequest stripe{segment.get(), 0, 0, 0, 0b1111};
     const Pins stripes = store_->PinStripes({&stripe, 1}, Soon());
-    ASSERT_OK(store_->DeleteManifest("sequence"));
+    ASSERT_OK(store_->DeleteManifest("sequence", absl::InfiniteFuture()));
     const SegmentRef other = NewSegment();
     ASSERT_OK(AppendBlocks(*store_, *other, 0, 60));
     const BlockKey key{store_->id(*segment), 0, 0, 1};
@@ -191,18 +192,18 @@ TEST_F(StoreManifestTest, ASharedSegmentLivesUpToItsLongestRange) {
   const SegmentRef grandchild = NewSegment(7);
   ASSERT_OK(Commit("grandchild", {{parent, 0, 7}, {grandchild, 7, kOpenEnd}}));
   EXPECT_EQ(DiskBlocks(), 4 * (10u + 2u));
-  ASSERT_OK(store_->DeleteManifest("parent"));
+  ASSERT_OK(store_->DeleteManifest("parent", absl::InfiniteFuture()));
   EXPECT_EQ(DiskBlocks(), 4 * (7u + 2u));
   Open();
   std::vector<Manifest> recovered = store_->TakeRecovered();
   ASSERT_EQ(recovered.size(), 2u);
   EXPECT_EQ(recovered[0].ranges[0].segment, recovered[1].ranges[0].segment) << "one segment";
   EXPECT_OK(CheckBlocks(*store_, *recovered[0].ranges[0].segment, 0, 7));
-  ASSERT_OK(store_->DeleteManifest("grandchild"));
+  ASSERT_OK(store_->DeleteManifest("grandchild", absl::InfiniteFuture()));
   EXPECT_EQ(DiskBlocks(), 4 * (4u + 2u));
   EXPECT_OK(CheckBlocks(*store_, *recovered[0].ranges[0].segment, 0, 4));
   EXPECT_OK(CheckBlocks(*store_, *recovered[0].ranges[1].segment, 4, 6));
-  ASSERT_OK(store_->DeleteManifest("child"));
+  ASSERT_OK(store_->DeleteManifest("child", absl::InfiniteFuture()));
   EXPECT_EQ(DiskBlocks(), 0u);
   EXPECT_EQ(store_->HostStats().used_bytes, 0u);
   ExpectConserved();
@@ -362,7 +363,7 @@ TEST_F(StoreManifestTest, ACutLeavesTheTailBelowItDurable) {
                             size_t{c.kept} * layout_.row_bytes),
                 0);
     }
-    ASSERT_OK(store_->DeleteManifest("sequence"));
+    ASSERT_OK(store_->DeleteManifest("sequence", absl::InfiniteFuture()));
   }
 }
 
@@ -406,6 +407,24 @@ TEST_F(StoreManifestTest, AFlushChecksItsTails) {
   EXPECT_THAT(store_->Flush(*segment, std::vector<uint32_t>{0, 16}, Soon()),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("below 16")));
   EXPECT_OK(store_->Flush(*segment, std::vector<uint32_t>{0, 0}, Soon()));
+}
+
+TEST_F(StoreManifestTest, AHostTierTooSmallForWhatIsOnDiskIsRefused) {
+  options_.host_bytes = 64 * kMiB;
+  layout_.stripe_blocks = 64;
+  layout_.planes = {{.count = 1, .cell_bytes = 8192}};
+  ASSERT_GT(layout_.stripe_bytes(), 256u << 10);
+  Open();
+  const SegmentRef segment = NewSegment();
+  ASSERT_OK(Commit("sequence", {{segment, 0, kOpenEnd}}));
+  Append(segment, 0, 2);
+  Close();
+  options_.host_bytes = 16 * kMiB;
+  EXPECT_THAT(OpenBlockStore(options_, fault_),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("allow 262144 each")));
+  options_.host_bytes = 64 * kMiB;
+  Open();
+  EXPECT_OK(CheckBlocks(*store_, *OnlyRecovered(), 0, 2));
 }
 
 }  // namespace

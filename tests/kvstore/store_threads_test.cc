@@ -119,8 +119,8 @@ TEST_F(StoreThreadsTest, ReadersSeeTheRightBytesWhileWritersWriteAndManifestsCom
       if (outcome.ok()) outcome = Commit("short", {{*segment, 0, kOpenEnd}});
       if (outcome.ok()) outcome = AppendBlocks(*store_, **segment, 0, 2);
       if (outcome.ok()) outcome = CheckBlocks(*store_, **segment, 0, 2);
-      if (outcome.ok()) outcome = store_->DeleteManifest("short");
-      if (outcome.ok()) outcome = store_->DeleteManifest("fork");
+      if (outcome.ok()) outcome = store_->DeleteManifest("short", absl::InfiniteFuture());
+      if (outcome.ok()) outcome = store_->DeleteManifest("fork", absl::InfiniteFuture());
     }
   });
   // Conservation holds at every moment (I8).

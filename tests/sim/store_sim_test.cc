@@ -42,6 +42,7 @@ class StoreSim {
     options_.disk_bytes = 64 * kMiB;
     options_.durability = static_cast<Durability>(Draw(3));
     options_.reader_threads = static_cast<int>(1 + Draw(3));
+    options_.placement = static_cast<PolicyKind>(seed % 3);
     layout_.stripe_blocks = 1u << Draw(5);
     layout_.granule_tokens = 1u << Draw(5);
     if (Draw(8) == 0) layout_.planes.clear();
@@ -51,11 +52,12 @@ class StoreSim {
     Open();
     const std::vector<std::pair<uint32_t, std::function<void()>>> verbs = {
         {6, [this] { Create(); }},      {20, [this] { Append(); }},
-        {16, [this] { ReadRows(); }},   {8, [this] { ReadStripes(); }},
-        {4, [this] { ReleasePins(); }}, {6, [this] { Fork(); }},
-        {5, [this] { Truncate(); }},    {4, [this] { Delete(); }},
-        {7, [this] { Flush(); }},       {2, [this] { DropTail(); }},
-        {2, [this] { Reopen(); }},      {3, [this] { ToggleFault(); }},
+        {3, [this] { ReadAhead(); }},   {16, [this] { ReadRows(); }},
+        {8, [this] { ReadStripes(); }}, {4, [this] { ReleasePins(); }},
+        {6, [this] { Fork(); }},        {5, [this] { Truncate(); }},
+        {4, [this] { Delete(); }},      {7, [this] { Flush(); }},
+        {2, [this] { DropTail(); }},    {2, [this] { Reopen(); }},
+        {3, [this] { ToggleFault(); }},
     };
     uint32_t sum = 0;
     for (const auto& [weight, verb] : verbs) sum += weight;
@@ -124,7 +126,7 @@ class StoreSim {
     for (const RangeModel& range : sequence.ranges) {
       manifest.ranges.push_back({range.segment->segment, range.first_block, range.end_block});
     }
-    const absl::Status status = store_->CommitManifest(manifest);
+    const absl::Status status = store_->CommitManifest(manifest, absl::InfiniteFuture());
     if (!status.ok()) {
       EXPECT_TRUE(writes_fail_ || absl::IsResourceExhausted(status)) << status;
       return false;
@@ -199,7 +201,8 @@ class StoreSim {
       if (!PickBlock(&segment, &lane, &block)) continue;
       const uint64_t cells = random_() & AllGranules(layout_);
       if (cells == 0) continue;
-      requests.push_back({segment->segment.get(), LayerOf(lane), HeadOf(lane), block, cells});
+      const float mass = Draw(4) == 0 ? kUntoldMass : static_cast<float>(Draw(1000)) / 1000;
+      requests.push_back({segment->segment.get(), LayerOf(lane), HeadOf(lane), block, cells, mass});
       held.checks.push_back(
           [this, cells, salt = segment->salts.at({lane, block}),
            key = BlockKey{store_->id(*segment->segment), LayerOf(lane), HeadOf(lane), block},
@@ -210,6 +213,20 @@ class StoreSim {
     }
     held.pins = store_->PinRows(requests, Soon());
     CheckAndHold(std::move(held));
+  }
+
+  void ReadAhead() {
+    std::vector<ReadRequest> requests;
+    for (uint32_t i = 0; i < 1 + Draw(40); ++i) {
+      SegmentModelRef segment;
+      uint16_t lane = 0;
+      uint32_t block = 0;
+      if (!PickBlock(&segment, &lane, &block)) continue;
+      // Also beyond what is there.
+      requests.push_back({segment->segment.get(), LayerOf(lane), HeadOf(lane), block + Draw(3),
+                          AllGranules(layout_)});
+    }
+    store_->ReadAhead(requests, Soon());
   }
 
   void ReadStripes() {
@@ -284,7 +301,7 @@ class StoreSim {
   void Delete() {
     std::string name;
     if (Pick(&name) == nullptr) return;
-    const absl::Status status = store_->DeleteManifest(name);
+    const absl::Status status = store_->DeleteManifest(name, absl::InfiniteFuture());
     if (!status.ok()) {
       EXPECT_TRUE(writes_fail_) << status;
       return;

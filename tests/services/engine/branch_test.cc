@@ -94,6 +94,25 @@ TEST_P(BranchTest, ATruncateCutsLayersThatAreAhead) {
   ExpectSameBits(*engine_, Fresh(60, 130), *engine_, info);
 }
 
+// More rows in the cut block than a branch pins at a time.
+TEST(WideBranchTest, AForkCopiesTheCutBlockOfManyWideLayers) {
+  const engine::Geometry geometry = {.layers = 40,
+                                     .query_heads = 8,
+                                     .kv_heads = 8,
+                                     .head_dim = 128,
+                                     .storage = attention::Dtype::kFloat32};
+  engine::EmbeddedOptions options = MemoryOptions();
+  options.store.host_bytes = uint64_t{128} << 20;
+  options.index_tokens = 64;
+  const auto engine = OpenEngine(options);
+  const SequenceInfo parent = *engine->Create({}, Spec(geometry));
+  ASSERT_OK(AppendSeed(*engine, parent, kSeed, 0, 9));
+  const absl::StatusOr<SequenceInfo> child = engine->Fork({}, parent.handle, 7, "");
+  ASSERT_OK(child);
+  ASSERT_OK(AppendSeed(*engine, *child, kSeed, 7, 9));
+  ExpectSameBits(*engine, parent, *engine, *child);
+}
+
 TEST_P(BranchTest, ForksAtEveryKindOfPositionGoTheirOwnWay) {
   const int64_t length = 200;
   for (const int64_t position : {int64_t{0}, int64_t{1}, int64_t{63}, int64_t{64}, int64_t{100},

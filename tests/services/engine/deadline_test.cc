@@ -207,5 +207,56 @@ TEST_F(DeadlineTest, DenseLeavesOutRowsThatMissTheirDeadline) {
   EXPECT_EQ(RunOne(*engine_, 0, step).account.missed_rows, 0u);
 }
 
+// A step whose own deadline passes is late, whatever it has by then.
+TEST_F(DeadlineTest, ASparseStepIsLateRatherThanShortOfRows) {
+  constexpr int64_t kPosition = 64;
+  ASSERT_OK(engine_->Flush({}, info_.handle));
+  Open();
+  // The score index is in memory from here on, and the rows of block 0 are not.
+  ASSERT_OK(RunOne(*engine_, 0, ReadStep(info_, kSeed, 0, kPosition, 1, Sparq(4, 1))).status);
+  reads_hang_ = true;
+  const Step step = ReadStep(info_, kSeed, 0, kPosition, 1, Sparq(4, 20));
+  const auto soon = [] { return absl::Now() + absl::Milliseconds(5); };
+  const engine::StepResult result = RunOne(*engine_, 0, step, {.row_deadline = soon()});
+  ASSERT_OK(result.status);
+  EXPECT_GT(result.account.missed_rows, 0u);
+  EXPECT_THAT(RunOne(*engine_, 0, step, {.deadline = soon()}).status,
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  go_on_.Notify();
+  EXPECT_EQ(RunOne(*engine_, 0, step).account.missed_rows, 0u);
+}
+
+TEST_F(DeadlineTest, ADiskThatHangsForOneSequenceKeepsNobodyBeyondHisDeadline) {
+  const SequenceInfo other = *engine_->Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(*engine_, other, kSeed, 0, 100));
+  const std::vector<Verb> verbs = {
+      {"create", [&](const Caller& caller) { return CodeOf(engine_->Create(caller, other.spec)); }},
+      {"fork",
+       [&](const Caller& caller) { return CodeOf(engine_->Fork(caller, other.handle, 10, "")); }},
+      {"truncate",
+       [&](const Caller& caller) {
+         return CodeOf(engine_->Truncate(caller, other.handle, other.writer_epoch, 10));
+       }},
+      {"resume",
+       [&](const Caller& caller) { return CodeOf(engine_->Resume(caller, other.handle, "")); }},
+      {"delete",
+       [&](const Caller& caller) { return CodeOf(engine_->Delete(caller, other.handle)); }},
+  };
+  std::thread flush = HangingFlush();
+  for (const Verb& verb : verbs) {
+    EXPECT_EQ(verb.call({.deadline = absl::Now() + absl::Milliseconds(5)}),
+              absl::StatusCode::kDeadlineExceeded)
+        << verb.name;
+    const absl::StatusOr<SequenceInfo> info = engine_->Get({}, other.handle);
+    ASSERT_OK(info);
+    EXPECT_EQ(info->layer_lengths, (std::vector<int64_t>{100, 100}));
+    EXPECT_EQ(info->writer_epoch, other.writer_epoch);
+    EXPECT_EQ(engine_->sequence_count(), 2u);
+  }
+  go_on_.Notify();
+  flush.join();
+  for (const Verb& verb : verbs) EXPECT_EQ(verb.call({}), absl::StatusCode::kOk) << verb.name;
+}
+
 }  // namespace
 }  // namespace terrace::testing

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "services/engine/error.h"
 #include "services/engine/sequence_record.h"
 #include "tests/services/engine/engine_client.h"
 #include "tests/services/engine/plain_cache.h"
@@ -46,7 +47,8 @@ class SetAsideTest : public ::testing::Test {
     const auto segment = (*store)->CreateSegment(layout.block, 0);
     ASSERT_OK(segment);
     ASSERT_OK((*store)->CommitManifest(
-        {.name = name, .attributes = attributes, .ranges = {{*segment, 0, kvstore::kOpenEnd}}}));
+        {.name = name, .attributes = attributes, .ranges = {{*segment, 0, kvstore::kOpenEnd}}},
+        absl::InfiniteFuture()));
   }
 
   TempFolder folder_;
@@ -106,6 +108,60 @@ TEST_F(SetAsideTest, ARecordThatFitsIsTaken) {
   const auto engine = OpenEngine(options_);
   EXPECT_TRUE(engine->damaged().empty());
   EXPECT_EQ(engine->Get({}, "planted")->length, 0);
+}
+
+TEST_F(SetAsideTest, AnotherTenantNeitherSeesNorDeletesIt) {
+  SequenceRecord record = GoodRecord();
+  record.tenant = "owner";
+  record.spec.geometry.layers = 40;
+  Plant("planted", EncodeRecord(record));
+  const auto engine = OpenEngine(options_);
+  const engine::Caller other = {.tenant = "other"};
+  const engine::Caller owner = {.tenant = "owner"};
+  EXPECT_EQ(engine->Get(other, "planted").status(), engine::SequenceNotFound("planted"));
+  EXPECT_EQ(engine->Delete(other, "planted"), engine::SequenceNotFound("planted"));
+  EXPECT_THAT(engine->Get(owner, "planted"), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_OK(engine->Delete(owner, "planted"));
+}
+
+// Layers that a crash left uneven are cut at a start, which takes room for open rows.
+TEST_F(SetAsideTest, WhatAStartHadNoRoomForIsNotLost) {
+  constexpr int kCount = 6;
+  engine::Geometry wide = SmallGeometry();
+  wide.kv_heads = 4;
+  wide.head_dim = 64;
+  std::vector<SequenceInfo> uneven;
+  options_.index_tokens = 256;
+  {
+    const auto engine = OpenEngine(options_);
+    for (int i = 0; i < kCount; ++i) {
+      uneven.push_back(*engine->Create({}, Spec(wide)));
+      const KvRows rows = MakeRows(wide, kSeed, 0, 0, 192);
+      ASSERT_OK(AppendRowsOf(*engine, uneven[i], 0, 0, rows));
+      ASSERT_OK(AppendRowsOf(*engine, uneven[i], 1, 0, MakeRows(wide, kSeed, 1, 0, 10)));
+      ASSERT_OK(engine->Flush({}, uneven[i].handle));
+    }
+  }
+  options_.store.host_bytes = uint64_t{2} << 20;
+  {
+    const auto engine = OpenEngine(options_);
+    const size_t aside = engine->damaged().size();
+    ASSERT_GT(aside, 0u);
+    ASSERT_LT(aside, size_t{kCount});
+    for (const SequenceInfo& sequence : uneven) {
+      const absl::StatusOr<SequenceInfo> info = engine->Get({}, sequence.handle);
+      if (!info.ok()) EXPECT_THAT(info, StatusIs(absl::StatusCode::kResourceExhausted));
+    }
+  }
+  options_.store.host_bytes = uint64_t{16} << 20;
+  const auto engine = OpenEngine(options_);
+  EXPECT_TRUE(engine->damaged().empty());
+  for (const SequenceInfo& sequence : uneven) {
+    const absl::StatusOr<SequenceInfo> info = engine->Get({}, sequence.handle);
+    ASSERT_OK(info);
+    EXPECT_EQ(info->layer_lengths, (std::vector<int64_t>{10, 10}));
+    EXPECT_EQ(info->durable_length, 10);
+  }
 }
 
 }  // namespace

@@ -43,6 +43,13 @@ TEST_F(RemoteEngineTest, VerbsActAsThoseOfAnEmbeddedEngine) {
     EXPECT_EQ(info.spec.geometry.scale, 0.25F);
     ASSERT_OK(AppendSeed(*engine, info, kSeed, 0, 150));
     EXPECT_EQ(engine->Get({}, info.handle)->length, 150);
+    // A repeat of old rows moves no length.
+    for (const int64_t position : {0, 139, 140}) {
+      const KvRows rows = MakeRows(SmallGeometry(), kSeed, 1, position, 10);
+      EXPECT_EQ(AppendRowsOf(*engine, info, 1, position, rows).value_or(-1), 150);
+    }
+    const KvRows more = MakeRows(SmallGeometry(), kSeed, 1, 145, 10);
+    EXPECT_EQ(AppendRowsOf(*engine, info, 1, 145, more).value_or(-1), 155);
     EXPECT_EQ(engine->Fork({}, info.handle, 100, "model")->length, 100);
     EXPECT_THAT(engine->Fork({}, info.handle, 151, ""), StatusIs(absl::StatusCode::kOutOfRange));
     const absl::Status mismatch = engine->Resume({}, info.handle, "other").status();
@@ -165,6 +172,25 @@ TEST_F(RemoteEngineTest, TenantsTravelWithEveryCall) {
   EXPECT_THAT(remote_.Get({}, info.handle), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_OK(remote_.Get(mine, info.handle));
   EXPECT_EQ(store_.engine->Describe(info.handle)->summary.tenant, "mine");
+}
+
+TEST_F(RemoteEngineTest, VerbsThatTheStoreRefusesLeaveHeldRowsAlone) {
+  ASSERT_OK(remote_.Connect(Soon()));
+  const SequenceInfo info = *remote_.Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(remote_, info, kSeed, 0, 200));
+  const Step step = ReadStep(info, kSeed, 0, 199, 1, Sparq(5, 50));
+  const StepResult first = RunOne(remote_, 0, step, {.mode = RemoteMode::kRows});
+  const engine::Caller other = {.tenant = "other"};
+  for (const absl::Status& refused :
+       {remote_.Truncate(other, info.handle, info.writer_epoch, 10).status(),
+        remote_.Truncate({}, info.handle, info.writer_epoch + 1, 10).status(),
+        remote_.Truncate({}, info.handle, info.writer_epoch, 201).status(),
+        remote_.Delete(other, info.handle)}) {
+    EXPECT_FALSE(refused.ok());
+    const StepResult second = RunOne(remote_, 0, step, {.mode = RemoteMode::kRows});
+    ExpectSameAnswer(first, second);
+    EXPECT_EQ(second.account.host.rows, 0u) << refused;
+  }
 }
 
 TEST_F(RemoteEngineTest, AStepThatIsLateChangesNothing) {

@@ -2,14 +2,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/synchronization/notification.h"
+#include "services/engine/error.h"
 #include "services/engine/handle.h"
+#include "services/runtime/status_convert.h"
 #include "terrace/v1/kv_store.grpc.pb.h"
+#include "tests/services/kv_store/mute_store.h"
 #include "tests/services/kv_store/slow_door.h"
 #include "tests/services/kv_store/store_server.h"
 #include "tests/status_matchers.h"
@@ -151,61 +154,73 @@ TEST(GoneStoreTest, ListsHaveWhatTheOthersHoldAndNameIt) {
   EXPECT_TRUE(remote.Unreachable().empty());
 }
 
-// It says who it is, then takes steps and never answers.
-class HangingStoreTest : public ::testing::Test {
+TEST(HangingStoreTest, ACancelEndsStepsAndCallsInFlight) {
+  MuteStore store(0, MuteStore::Names::kItself);
+  RemoteEngine remote(OptionsFor({store.endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  SequenceInfo info;
+  info.handle = engine::NewHandle(0);
+  info.spec = Spec(SmallGeometry());
+  std::thread step([&] {
+    EXPECT_THAT(RunOne(remote, 0, ReadStep(info, kSeed, 0, 5, 1, Sparq(4, 4))).status,
+                StatusIs(absl::StatusCode::kUnavailable));
+  });
+  std::thread call(
+      [&] { EXPECT_THAT(remote.Get({}, info.handle), StatusIs(absl::StatusCode::kUnavailable)); });
+  EXPECT_TRUE(store.AwaitSteps(1));
+  EXPECT_TRUE(store.AwaitCalls(1));
+  remote.Cancel();
+  step.join();
+  call.join();
+  EXPECT_THAT(remote.Get({}, info.handle), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+// It answers, but its disk does not.
+class FailingDiskTest : public ::testing::Test {
  protected:
-  struct Identified : v1::KvStoreService::Service {
+  struct FailingStore : v1::KvStoreService::Service {
     grpc::Status GetLimits(grpc::ServerContext* /*context*/,
                            const v1::GetLimitsRequest* /*request*/,
                            v1::GetLimitsResponse* response) override {
+      ++times_asked;
       response->set_max_message_bytes(RpcServer::kMessageBytesMax);
       return grpc::Status::OK;
+    }
+    grpc::Status GetSequence(grpc::ServerContext* /*context*/,
+                             const v1::GetSequenceRequest* /*request*/,
+                             v1::GetSequenceResponse* /*response*/) override {
+      return runtime::ToGrpcStatus(absl::UnavailableError("disk tier: its folder is gone"));
     }
     grpc::Status AttendSteps(
         grpc::ServerContext* /*context*/,
         grpc::ServerReaderWriter<v1::StoreStepResponse, v1::StoreStepRequest>* stream) override {
       v1::StoreStepRequest request;
-      while (stream->Read(&request)) arrived.Notify();
+      while (stream->Read(&request)) {
+      }
       return grpc::Status::OK;
     }
-    grpc::Status GetSequence(grpc::ServerContext* context,
-                             const v1::GetSequenceRequest* /*request*/,
-                             v1::GetSequenceResponse* /*response*/) override {
-      asked.Notify();
-      while (!context->IsCancelled()) std::this_thread::yield();
-      return grpc::Status::CANCELLED;
-    }
-    absl::Notification arrived;
-    absl::Notification asked;
+    std::atomic<int> times_asked = 0;
   };
 
-  Identified* store_ = nullptr;
+  FailingStore* store_ = nullptr;
   RpcServer server_{[this](runtime::Executor&, runtime::Drain&) {
     std::vector<std::unique_ptr<grpc::Service>> services;
-    services.push_back(std::make_unique<Identified>());
-    store_ = static_cast<Identified*>(services[0].get());
+    services.push_back(std::make_unique<FailingStore>());
+    store_ = static_cast<FailingStore*>(services[0].get());
     return services;
   }};
-  RemoteEngine remote_{OptionsFor({server_.endpoint()})};
 };
 
-TEST_F(HangingStoreTest, ACancelEndsStepsAndCallsInFlight) {
-  ASSERT_OK(remote_.Connect(Soon()));
-  SequenceInfo info;
-  info.handle = engine::NewHandle(0);
-  info.spec = Spec(SmallGeometry());
-  std::thread step([&] {
-    EXPECT_THAT(RunOne(remote_, 0, ReadStep(info, kSeed, 0, 5, 1, Sparq(4, 4))).status,
-                StatusIs(absl::StatusCode::kUnavailable));
-  });
-  std::thread call(
-      [&] { EXPECT_THAT(remote_.Get({}, info.handle), StatusIs(absl::StatusCode::kUnavailable)); });
-  store_->arrived.WaitForNotification();
-  store_->asked.WaitForNotification();
-  remote_.Cancel();
-  step.join();
-  call.join();
-  EXPECT_THAT(remote_.Get({}, info.handle), StatusIs(absl::StatusCode::kUnavailable));
+TEST_F(FailingDiskTest, AnErrorThatTheStoreAnswersIsItsOwnAndItStaysKnown) {
+  RemoteEngine remote(OptionsFor({server_.endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  for (int i = 0; i < 3; ++i) {
+    const absl::Status status = remote.Get({}, engine::NewHandle(0)).status();
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable, "disk tier: its folder is gone"));
+    EXPECT_NE(engine::DetailOf(status).value_or(engine::ErrorDetail()).reason, "SHARD_UNAVAILABLE");
+  }
+  EXPECT_TRUE(remote.Unreachable().empty());
+  EXPECT_EQ(store_->times_asked, 1);
 }
 
 // Giving up after a tenth of a second and trying again takes at least five connections.
@@ -268,6 +283,25 @@ TEST(AutoModeTest, LearnsNothingFromStepsWhoseModeWasGiven) {
   // It tries both in turn, because it knows neither.
   EXPECT_EQ(RunOne(remote, 0, sparse).account.mode, RemoteMode::kPartial);
   EXPECT_EQ(RunOne(remote, 0, sparse).account.mode, RemoteMode::kRows);
+}
+
+TEST(AutoModeTest, LearnsFromTheItemsOfABatchThatSucceed) {
+  Store store;
+  RemoteEngine remote(OptionsFor({store.server->endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  const SequenceInfo info = *remote.Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(remote, info, kSeed, 0, 100));
+  const Step good = ReadStep(info, kSeed, 0, 99, 1, Sparq(4, 10));
+  Step bad = good;
+  bad.handle = engine::NewHandle(0);
+  const std::vector<engine::StepRequest> requests = {bad.request(), good.request()};
+  // PARTIAL is known after the first, so the second tries ROWS, and the third need not.
+  for (const RemoteMode mode : {RemoteMode::kPartial, RemoteMode::kRows}) {
+    const std::vector<StepResult> results = remote.Attend({}, 0, requests, {});
+    EXPECT_THAT(results[0].status, StatusIs(absl::StatusCode::kNotFound));
+    ASSERT_OK(results[1].status);
+    EXPECT_EQ(results[1].account.mode, mode);
+  }
 }
 
 }  // namespace

@@ -186,6 +186,18 @@ TEST(ModeChooserTest, TriesBothThenKeepsTheFasterAndProbesTheOther) {
   }
 }
 
+// A mode that never succeeds is probed as rarely as a slow one.
+TEST(ModeChooserTest, AProbeThatNobodyObservesDoesNotRepeatAtOnce) {
+  ModeChooser chooser;
+  EXPECT_EQ(chooser.Choose(), RemoteMode::kPartial);
+  EXPECT_EQ(chooser.Choose(), RemoteMode::kPartial);
+  chooser.Observe(RemoteMode::kPartial, absl::Milliseconds(1), 1);
+  EXPECT_EQ(chooser.Choose(), RemoteMode::kRows);
+  int rows = 0;
+  for (int i = 0; i < 640; ++i) rows += chooser.Choose() == RemoteMode::kRows ? 1 : 0;
+  EXPECT_EQ(rows, 10);
+}
+
 TEST(ModeChooserTest, FollowsAChange) {
   ModeChooser chooser;
   for (int i = 0; i < 200; ++i) {

@@ -111,6 +111,27 @@ TEST_F(StepChannelTest, TheTimeThatIsLeftIsThatOfTheWrite) {
   EXPECT_EQ(received[2].row_deadline_us(), 0u);
 }
 
+// So that normally the store's own answer comes, which knows whether the rows stand.
+TEST(PendingStepTest, TheStoreIsToldALittleLessTimeThanIsLeft) {
+  struct Case {
+    absl::Duration left;
+    absl::Duration told;
+  };
+  for (const Case& c : {Case{absl::Microseconds(1), absl::Microseconds(1)},
+                        Case{absl::Microseconds(20), absl::Microseconds(19)},
+                        Case{absl::Milliseconds(1), absl::Microseconds(950)},
+                        Case{absl::Milliseconds(100), absl::Milliseconds(95)},
+                        Case{absl::Milliseconds(120), absl::Milliseconds(115)},
+                        Case{absl::Hours(1), absl::Hours(1) - absl::Milliseconds(5)}}) {
+    const absl::Time now = absl::Now();
+    PendingStep step({}, now + c.left, now + c.left, nullptr);
+    const v1::StoreStepRequest request = step.TakeRequest(now);
+    EXPECT_EQ(absl::Microseconds(request.step_deadline_us()), c.told);
+    EXPECT_EQ(absl::Microseconds(request.row_deadline_us()), c.left);
+    EXPECT_EQ(step.deadline(), now + c.left);
+  }
+}
+
 TEST_F(StepChannelTest, AStepThatWasSentAndGivenUpIsForgotten) {
   Connect(/*answers=*/false);
   store_->Open();

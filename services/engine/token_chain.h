@@ -1,0 +1,68 @@
+// TokenChain: what is known of the tokens of one sequence. Ids of a run of tokens from the first
+// on, and a hash for each block of them that is complete in all layers. Not thread-safe.
+#ifndef TERRACE_SERVICES_ENGINE_TOKEN_CHAIN_H_
+#define TERRACE_SERVICES_ENGINE_TOKEN_CHAIN_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "services/engine/prefix_hash.h"
+
+namespace terrace::engine {
+
+// What of a chain survives a restart: all hashes, 48 bytes each, and the last ids.
+struct TokenRecord {
+  std::vector<BlockHash> blocks;
+  // Of `tokens`.
+  int64_t first_position = 0;
+  // Of the last block that has a hash, so that a truncate may cut it, and of those after it; before
+  // it, of those that a crash may cut.
+  std::vector<uint32_t> tokens;
+  // Rows from here on came about under sparse attention.
+  int64_t sparse_from = INT64_MAX;
+
+  bool empty() const { return blocks.empty() && tokens.empty() && sparse_from == INT64_MAX; }
+  // Tokens known: [0, end()).
+  int64_t end() const { return first_position + static_cast<int64_t>(tokens.size()); }
+};
+
+class TokenChain {
+ public:
+  explicit TokenChain(PrefixHasher hasher) : hasher_(hasher) {}
+
+  const PrefixHasher& hasher() const { return hasher_; }
+  // Tokens known: [0, end()).
+  int64_t end() const { return first_ + static_cast<int64_t>(tokens_.size()); }
+  // Of blocks [0, blocks().size()).
+  const std::vector<BlockHash>& blocks() const { return blocks_; }
+
+  // Ids of the tokens at [position, position + ids.size()). Those that are known stay as they are;
+  // those after a gap are not taken. Whether there were new ones.
+  bool Add(int64_t position, absl::Span<const uint32_t> ids);
+  // Rows at `position` and after it are not those of dense attention. Requires: none of those rows
+  // is complete in all layers, or they are marked already.
+  void MarkSparse(int64_t position);
+  // Hashes blocks below `length`, which is that of the shortest layer.
+  void Advance(int64_t length);
+  // Forgets tokens from `length` on.
+  void Cut(int64_t length);
+
+  // Of the first `length` tokens, of which a crash leaves `durable`.
+  TokenRecord Record(int64_t length, int64_t durable) const;
+  // What was recorded; nothing when the record contradicts itself, as that of another version may.
+  // Requires: nothing was added.
+  void Restore(const TokenRecord& record);
+
+ private:
+  PrefixHasher hasher_;
+  std::vector<BlockHash> blocks_;
+  // Position of tokens_[0]: 0, or after a restart a block's.
+  int64_t first_ = 0;
+  std::vector<uint32_t> tokens_;
+  int64_t sparse_from_ = INT64_MAX;
+};
+
+}  // namespace terrace::engine
+
+#endif  // TERRACE_SERVICES_ENGINE_TOKEN_CHAIN_H_
