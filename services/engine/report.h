@@ -32,12 +32,15 @@ struct SequenceSummary {
   absl::Time last_used;
 };
 
-// Sealed blocks of one layer, all KV heads; a block may be in several tiers.
+// Blocks of one layer, all KV heads; a block may be in several tiers.
 struct LayerResidency {
   int layer = 0;
   int64_t length = 0;
+  // Sealed ones.
   uint64_t blocks = 0;
+  // In memory, at least some of their rows; open blocks too.
   uint64_t host_blocks = 0;
+  // Sealed ones.
   uint64_t disk_blocks = 0;
   uint64_t host_row_bytes = 0;
   uint64_t host_index_bytes = 0;
