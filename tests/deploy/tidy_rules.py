@@ -6,6 +6,7 @@ import re
 
 FILE_LINES = 500
 FUNCTION_LINES = 70
+PROTO_COLUMNS = 100
 
 # (files, what they must not include, why). Generated protocol headers lie under terrace/ and
 # google/.
@@ -38,6 +39,10 @@ UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b")
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 # At column 0 and not the start of a function.
 NO_FUNCTION = re.compile(r"(namespace|class|struct|enum|union|extern|using|typedef|#|//|\}|\)|/\*)")
+RPC = re.compile(r"\s*rpc\s+(\w+)")
+# A type and a name before the number; values of an enum have no type.
+FIELD = re.compile(r"[\w.>]\s+(\w+)\s*=\s*\d+\s*(\[[^\]]*\]\s*)?;")
+COMMENT = re.compile(r"//.*\w")
 
 
 def _any(name, patterns):
@@ -106,7 +111,48 @@ def header_guard(path, text):
         yield f"has no include guard {guard}"
 
 
-RULES = (include_direction, file_length, function_length, unfinished, header_guard)
+def _comment_above(lines, index):
+    """The comment that ends directly above a line, as one text."""
+    first = index
+    while first > 0 and lines[first - 1].lstrip().startswith("//"):
+        first -= 1
+    return " ".join(line.strip().lstrip("/").strip() for line in lines[first:index])
+
+
+def _errors_problem(comment):
+    """What is wrong with what an rpc's comment says about errors; None when nothing is."""
+    if "No method-specific errors" in comment:
+        return None
+    _, found, errors = comment.partition("Errors:")
+    if not found:
+        return "names no errors (Errors:)"
+    # Those that it refers to say it there.
+    if "retry" not in errors.lower() and "those of" not in errors:
+        return "does not say whether to retry after its errors"
+    return None
+
+
+def proto_comments(path, text):
+    """Relies on one declaration a line."""
+    if not path.endswith(".proto"):
+        return
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        if len(line) > PROTO_COLUMNS:
+            yield f"line {index + 1}: {len(line)} columns, more than {PROTO_COLUMNS}"
+        code, slashes, trailing = line.partition("//")
+        rpc, field = RPC.match(code), FIELD.search(code)
+        if rpc:
+            problem = _errors_problem(_comment_above(lines, index))
+            if problem:
+                yield f"line {index + 1}: rpc {rpc[1]} {problem}"
+        elif field and not COMMENT.match(slashes + trailing):
+            above = lines[index - 1].strip() if index > 0 else ""
+            if not COMMENT.match(above):
+                yield f"line {index + 1}: field {field[1]} has no comment"
+
+
+RULES = (include_direction, file_length, function_length, unfinished, header_guard, proto_comments)
 
 
 def check(path, text):

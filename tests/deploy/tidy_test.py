@@ -44,6 +44,15 @@ def function(lines):
     return "int Long(\n    int a) {\n" + "  a++;\n" * (lines - 3) + "}\n"
 
 
+def message(fields):
+    return "message M {\n" + fields + "}\n"
+
+
+def service(*comment):
+    lines = "".join(f"  //{' ' if line else ''}{line}\n" for line in comment)
+    return "service S {\n" + lines + "  rpc Do(A) returns (B);\n}\n"
+
+
 LONG = "int x;\n" * tidy_rules.FILE_LINES
 
 # Path, text, and a part of what must be said about it; None where nothing must be.
@@ -89,6 +98,31 @@ CASES = [
     ("attention/a-inl.h",
      "#if defined(TERRACE_ATTENTION_A_INL_H_) == defined(HWY_TARGET_TOGGLE)\n", None),
     ("attention/a.cuh", "// nothing\n", "no include guard TERRACE_ATTENTION_A_CUH_"),
+    ("proto/a.proto", message("  // Bytes.\n  uint64 a = 1;\n"), None),
+    ("proto/a.proto", message("  // [n, heads].\n  repeated .b.C a = 1 [packed = true];\n"), None),
+    ("proto/a.proto", message("  map<string, d.E> a = 1;  // By name.\n"), None),
+    ("proto/a.proto", message("  uint64 a = 1;\n"), "line 2: field a has no comment"),
+    ("proto/a.proto", message("  uint64 a = 1;  //\n"), "line 2: field a has no comment"),
+    ("proto/a.proto", message("  //\n  uint64 a = 1;\n"), "line 3: field a has no comment"),
+    ("proto/a.proto", message("  // Both.\n  uint64 a = 1;\n  optional uint64 b = 2;\n"),
+     "line 4: field b has no comment"),
+    ("proto/a.proto", message("  // Far.\n\n  uint64 a = 1;\n"), "line 4: field a has no comment"),
+    ("proto/a.proto", message("  // One.\n  oneof b {\n    d.E a = 1;\n  }\n"),
+     "line 4: field a has no comment"),
+    ("proto/a.proto", message("  repeated uint32 a = 1 [packed = true];\n"), "field a has no"),
+    ("proto/a.proto", message("  map<string, uint64> a = 1;\n"), "field a has no comment"),
+    ("proto/a.proto", "message M { uint64 a = 1; }\n", "line 1: field a has no comment"),
+    ("proto/a.proto", 'syntax = "proto3";\nenum E {\n  A = 0;\n  B = 1;\n}\n', None),
+    ("proto/a.proto", service("No method-specific errors."), None),
+    ("proto/a.proto", service("Reads.", "", "Errors:", " * NOT_FOUND. Do not", "   retry."), None),
+    ("proto/a.proto", service("Errors: those of Get."), None),
+    ("proto/a.proto", service(), "line 2: rpc Do names no errors"),
+    ("proto/a.proto", service("Reads."), "rpc Do names no errors"),
+    ("proto/a.proto", service("Errors: NOT_FOUND."), "rpc Do does not say whether to retry"),
+    ("proto/a.proto", service("Do not retry. Errors: NOT_FOUND."), "whether to retry"),
+    ("proto/a.proto", "// " + "·" * (tidy_rules.PROTO_COLUMNS - 3) + "\n", None),
+    ("proto/a.proto", "\n// " + "x" * (tidy_rules.PROTO_COLUMNS - 2) + "\n", "line 2: 101 columns"),
+    ("kvstore/a.md", "x" * (tidy_rules.PROTO_COLUMNS + 1) + "\n", None),
 ]
 
 
