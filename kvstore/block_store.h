@@ -142,6 +142,14 @@ class Pins {
   std::unique_ptr<State> state_;
 };
 
+// What a park found in memory of a manifest's blocks: the memory they take, in bytes.
+struct ParkedBytes {
+  uint64_t freed_rows = 0;
+  uint64_t freed_index = 0;
+  // Stays: named by a manifest that is not parked, pinned, or not on disk.
+  uint64_t kept = 0;
+};
+
 // Where the blocks of some range live.
 struct Residency {
   uint64_t sealed_blocks = 0;
@@ -181,6 +189,16 @@ class BlockStore {
   // NotFound when there is none. Frees and waits as above, and needs no room on disk.
   virtual absl::Status DeleteManifest(std::string_view name, absl::Time deadline) = 0;
 
+  // Takes the blocks that a manifest names out of memory: rows, stripes and open rows. Leaves alone
+  // what a manifest that is not parked names too, what is pinned (I3), and sealed blocks that are
+  // not on disk. Open rows are forgotten: RestoreTail brings those back that a flush has written.
+  // The manifest is parked until Unpark; those that were recovered are from the start.
+  // Requires: nobody writes its open segment meanwhile. FailedPrecondition without a disk; NotFound
+  // when there is no such manifest.
+  virtual absl::StatusOr<ParkedBytes> Park(std::string_view name) = 0;
+  // What it names is in use again. Nothing to do when it is not parked, or not there.
+  virtual void Unpark(std::string_view name) = 0;
+
   // Makes room in host memory for the open rows of blocks [first_block, end_block) of every head
   // of a layer, and for the pieces they will add. Evicts, then waits for a disk writer at work
   // until `deadline`, a few seconds at most. ResourceExhausted when there is no room then; what was
@@ -188,8 +206,8 @@ class BlockStore {
   // FailedPrecondition when a manifest has given those blocks up.
   virtual absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block,
                                uint32_t end_block, absl::Time deadline) = 0;
-  // Rows of a reserved, unsealed block: [block_tokens][row_bytes]. Stable until sealed or the
-  // segment ends.
+  // Rows of a reserved, unsealed block: [block_tokens][row_bytes]. Stable until sealed, parked, or
+  // the segment ends.
   virtual std::byte* OpenRows(Segment& segment, uint16_t layer, uint16_t head, uint32_t block) = 0;
   // Those of every head, [heads].
   virtual void OpenRows(Segment& segment, uint16_t layer, uint32_t block,
@@ -202,8 +220,9 @@ class BlockStore {
                     uint32_t end_block, absl::Span<const std::byte> pieces) = 0;
   // Blocks [first, SealedEnd) of that layer and head are sealed.
   virtual uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const = 0;
-  // Brings back the rows of Durable().end_block of one layer that a flush wrote before a restart;
-  // reserves them. OK when there are none. DataLoss when they are corrupt; the errors of Reserve.
+  // Brings back the rows of Durable().end_block of one layer that a flush wrote before a restart or
+  // a park; reserves them. OK when there are none. DataLoss when they are corrupt; the errors of
+  // Reserve.
   virtual absl::Status RestoreTail(Segment& segment, uint16_t layer, absl::Time deadline) = 0;
   // Forgets flushed rows of unsealed blocks from row `rows` of block `block` on; call it before
   // they are overwritten (truncate). Those below stay durable. Survives the process when it returns

@@ -40,6 +40,8 @@ class BlockStoreImpl final : public BlockStore {
   absl::Status DeleteManifest(std::string_view name, absl::Time deadline) override {
     return manifests_.Delete(name, deadline);
   }
+  absl::StatusOr<ParkedBytes> Park(std::string_view name) override { return manifests_.Park(name); }
+  void Unpark(std::string_view name) override { manifests_.Unpark(name); }
   absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block, uint32_t end_block,
                        absl::Time deadline) override;
   std::byte* OpenRows(Segment& segment, uint16_t layer, uint16_t head, uint32_t block) override;

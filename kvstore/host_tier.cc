@@ -81,6 +81,12 @@ void HostTier::Free(const ExtentRef& ref) {
   if (extent.data != nullptr && extent.pins == 0) Drop(ref, Departure::kDeleted);
 }
 
+bool HostTier::Evict(const ExtentRef& ref) {
+  if (At(ref).pins > 0) return false;
+  Drop(ref, Departure::kEvicted);
+  return true;
+}
+
 void HostTier::Pin(const ExtentRef& ref) {
   Extent& extent = At(ref);
   ++extent.pins;

@@ -41,6 +41,9 @@ class HostTier {
   bool Take(const ExtentRef& ref, Demand demand);
   // Takes the memory of a freed extent back unless it is pinned; then Unpin will.
   void Free(const ExtentRef& ref);
+  // Takes the memory of an extent that has some back; false when it is pinned (I3).
+  // Requires: what it holds is on disk, or nobody wants it.
+  bool Evict(const ExtentRef& ref);
 
   void Pin(const ExtentRef& ref);
   // True when the extent may now leave or has left: somebody who waits for room should look.

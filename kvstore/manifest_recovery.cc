@@ -30,7 +30,7 @@ absl::Status ManifestTable::Recover(const MakeSegment& make_segment) {
         batch.DeleteSegment(id);
       }
     }
-    for (const auto& [name, manifest] : manifests_) recovered_.push_back(manifest);
+    for (const auto& [name, entry] : manifests_) recovered_.push_back(entry.manifest);
     recovering.swap(recovering_);
   }
   if (batch.empty()) return absl::OkStatus();
@@ -69,12 +69,10 @@ absl::Status ManifestTable::RecoverManifest(const std::string& name, const Manif
   if (absl::Status status = Check(manifest); !status.ok()) {
     return absl::DataLossError(status.message());
   }
-  for (const SegmentRange& range : manifest.ranges) {
-    range.segment->named_ends.insert(range.end_block);
-    // Perhaps: its watermark may be damaged.
-    range.segment->stored = true;
-  }
-  manifests_.emplace(name, std::move(manifest));
+  CountRanges(manifest.ranges, /*parked=*/true);
+  // Perhaps: its watermark may be damaged.
+  for (const SegmentRange& range : manifest.ranges) range.segment->stored = true;
+  manifests_.emplace(name, Entry{.manifest = std::move(manifest), .parked = true});
   return absl::OkStatus();
 }
 

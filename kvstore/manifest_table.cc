@@ -160,6 +160,22 @@ void ManifestTable::FreeExtents(Segment& segment, uint16_t lane_index, uint32_t 
   }
 }
 
+void ManifestTable::CountRanges(const Ranges& ranges, bool parked) {
+  for (const SegmentRange& range : ranges) {
+    range.segment->named_ends.insert(range.end_block);
+    if (!parked) range.segment->active_ends.insert(range.end_block);
+  }
+}
+
+void ManifestTable::UncountRanges(const Ranges& ranges, bool parked) {
+  for (const SegmentRange& range : ranges) {
+    auto& named = range.segment->named_ends;
+    named.erase(named.find(range.end_block));
+    auto& active = range.segment->active_ends;
+    if (!parked) active.erase(active.find(range.end_block));
+  }
+}
+
 absl::Status ManifestTable::Change(const std::string& name, const Manifest* after) {
   std::vector<Cut> cuts;
   DiskBatch batch;
@@ -167,7 +183,7 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
   {
     MutexLock lock(core_.mu);
     const auto it = manifests_.find(name);
-    if (it != manifests_.end()) before = it->second.ranges;
+    if (it != manifests_.end()) before = it->second.manifest.ranges;
     cuts = Plan(before, after == nullptr ? Ranges() : after->ranges);
     for (const Cut& cut : cuts) Put(cut, batch);
   }
@@ -189,17 +205,13 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
   }
   // The old ranges may hold the last references; `before` drops them after the mutex.
   MutexLock lock(core_.mu);
-  for (const SegmentRange& range : before) {
-    auto& ends = range.segment->named_ends;
-    ends.erase(ends.find(range.end_block));
-  }
+  Entry& entry = manifests_[name];
+  UncountRanges(before, entry.parked);
   if (after == nullptr) {
     manifests_.erase(name);
   } else {
-    for (const SegmentRange& range : after->ranges) {
-      range.segment->named_ends.insert(range.end_block);
-    }
-    manifests_[name] = *after;
+    CountRanges(after->ranges, entry.parked);
+    entry.manifest = *after;
   }
   for (const Cut& cut : cuts) Apply(cut);
   core_.room.NotifyAll();

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kvstore/block_store.h"
 #include "kvstore/disk_tier.h"
 #include "kvstore/store_core.h"
@@ -36,6 +37,10 @@ class ManifestTable {
   absl::Status Commit(const Manifest& manifest, absl::Time deadline);
   absl::Status Delete(std::string_view name, absl::Time deadline);
 
+  // As BlockStore.
+  absl::StatusOr<ParkedBytes> Park(std::string_view name);
+  void Unpark(std::string_view name);
+
   // Frees what a segment still has; to be called before it is destroyed.
   void Abandon(Segment& segment);
 
@@ -47,6 +52,14 @@ class ManifestTable {
     uint32_t keep_end = kOpenEnd;
   };
   using Ranges = std::vector<SegmentRange>;
+  struct Entry {
+    Manifest manifest;
+    bool parked = false;
+  };
+
+  // Counts the ranges of a manifest among those that name their segments, or no longer.
+  static void CountRanges(const Ranges& ranges, bool parked);
+  static void UncountRanges(const Ranges& ranges, bool parked);
 
   absl::Status Check(const Manifest& manifest) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   std::vector<Cut> Plan(const Ranges& before, const Ranges& after) const
@@ -57,6 +70,11 @@ class ManifestTable {
   // Frees the memory of rows of blocks [first_block, end_block) of a lane, and of all stripes from
   // there on.
   void FreeExtents(Segment& segment, uint16_t lane_index, uint32_t first_block, uint32_t end_block)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // Takes extents of one lane in a range out of memory, but those of blocks below `kept_end`.
+  void ParkLane(const SegmentRange& range, uint16_t lane_index, uint32_t kept_end,
+                ParkedBytes& parked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  void ForgetOpenRows(Segment& segment, uint16_t lane_index, ParkedBytes& parked)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   // `after` null: delete. Requires the disk turn.
   absl::Status Change(const std::string& name, const Manifest* after);
@@ -71,7 +89,7 @@ class ManifestTable {
 
   StoreCore& core_;
   WriteBehind* const writer_;
-  std::map<std::string, Manifest, std::less<>> manifests_ ABSL_GUARDED_BY(core_.mu);
+  std::map<std::string, Entry, std::less<>> manifests_ ABSL_GUARDED_BY(core_.mu);
   std::vector<Manifest> recovered_ ABSL_GUARDED_BY(core_.mu);
   // While recovering.
   std::map<SegmentId, SegmentRef> recovering_ ABSL_GUARDED_BY(core_.mu);

@@ -123,8 +123,9 @@ class Segment : public std::enable_shared_from_this<Segment> {
   std::vector<HostCells> in_host;
   // Rows of the open block that are on disk, by layer.
   std::vector<uint32_t> tail_rows;
-  // Ends of the ranges by which manifests name this segment.
+  // Ends of the ranges by which manifests name this segment, and of those that are not parked.
   std::multiset<uint32_t> named_ends;
+  std::multiset<uint32_t> active_ends;
   // Blocks from here on are freed.
   uint32_t trim_end = kOpenEnd;
   // All blocks are freed.

@@ -379,6 +379,7 @@ absl::Status EmbeddedEngine::TruncateLocked(Sequence& sequence, int64_t length,
   const bool branches =
       longest / block_tokens > end_block || sequence.ranges.back().first_block > end_block;
   if (longest == length && !branches) return absl::OkStatus();
+  Unpark(sequence);
   if (branches) {
     // A sealed block is cut: blocks are immutable (I2), so writing goes on in a new segment.
     absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges = Branch(sequence, length, deadline);
@@ -410,42 +411,6 @@ absl::Status EmbeddedEngine::TruncateLocked(Sequence& sequence, int64_t length,
     if (prefix.blocks > end_block) prefix = PrefixSum();
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<SequenceInfo> EmbeddedEngine::Flush(const Caller& caller, absl::string_view handle) {
-  absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
-  if (!found.ok()) return found.status();
-  Sequence& sequence = **found;
-  const SharedHold gate(sequence.gate, caller.deadline);
-  if (!gate.held()) return NotBegun("flush");
-  if (sequence.closed) return SequenceNotFound(handle);
-  if (absl::Status status = FlushLocked(sequence, caller.deadline); !status.ok()) return status;
-  return sequence.Info(*store_);
-}
-
-absl::Status EmbeddedEngine::FlushLocked(Sequence& sequence, absl::Time deadline) {
-  const SoleHold writer(sequence.writer, deadline);
-  if (!writer.held()) return NotBegun("flush");
-  for (int layer = 0; layer < sequence.spec.geometry.layers; ++layer) {
-    absl::Status status = RestoreTailLocked(sequence, layer, INT64_MAX, deadline);
-    if (!status.ok()) return status;
-  }
-  for (size_t i = 0; i + 1 < sequence.ranges.size(); ++i) {
-    absl::Status status = store_->Flush(*sequence.ranges[i].segment, {}, deadline);
-    if (!status.ok()) return status;
-  }
-  std::vector<uint32_t> tail_rows;
-  for (const std::atomic<int64_t>& held : sequence.layer_length) {
-    tail_rows.push_back(static_cast<uint32_t>(held.load() % sequence.block_tokens()));
-  }
-  if (absl::Status status = store_->Flush(sequence.open_segment(), tail_rows, deadline);
-      !status.ok()) {
-    return status;
-  }
-  const int64_t length = sequence.length();
-  return sequence.recorded_tokens < sequence.KnownTokens(length)
-             ? Commit(sequence, length, deadline)
-             : absl::OkStatus();
 }
 
 absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view handle) {

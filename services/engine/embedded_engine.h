@@ -80,6 +80,7 @@ class EmbeddedEngine final : public KvEngine {
   absl::StatusOr<SequenceInfo> Truncate(const Caller& caller, absl::string_view handle,
                                         uint64_t writer_epoch, int64_t length) override;
   absl::StatusOr<SequenceInfo> Flush(const Caller& caller, absl::string_view handle) override;
+  absl::StatusOr<ParkReport> Park(const Caller& caller, absl::string_view handle) override;
   absl::Status Delete(const Caller& caller, absl::string_view handle) override;
   std::vector<StepResult> Attend(const Caller& caller, int layer,
                                  absl::Span<const StepRequest> requests,
@@ -191,6 +192,8 @@ class EmbeddedEngine final : public KvEngine {
                            absl::Time deadline);
   absl::Status TruncateLocked(Sequence& sequence, int64_t length, absl::Time deadline);
   absl::Status FlushLocked(Sequence& sequence, absl::Time deadline);
+  // Whether all of it is on disk. The caller holds the gate, and the writer or the gate alone.
+  bool IsWritten(const Sequence& sequence) const;
   absl::Status AppendLocked(Sequence& sequence, const Writing& writing, const AppendRows& rows,
                             absl::Time deadline);
   // After an append that found layer `layer` at `length_before`: takes the ids of rows that stand,
@@ -209,6 +212,8 @@ class EmbeddedEngine final : public KvEngine {
                                     absl::Time until, absl::Time deadline);
   void EndLease(const Caller& caller, absl::string_view lease);
 
+  // Rows of a sequence are about to be read or written. The caller holds the gate.
+  void Unpark(Sequence& sequence);
   // Both end what a handle names. The caller holds the gate alone.
   absl::Status DropLocked(Sequence& sequence, absl::Time deadline);
   absl::Status RetainLocked(Sequence& sequence, absl::Time deadline);

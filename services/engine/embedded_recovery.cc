@@ -104,6 +104,7 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest, absl:
                                  *record, options_.prefix_digest);
   sequence->Touch(options_.clock());
   const SoleHold gate(sequence->gate, absl::InfiniteFuture());
+  sequence->parked = true;
   sequence->ranges = manifest.ranges;
   for (std::atomic<int64_t>& length : sequence->layer_length) length = INT64_MAX;
   std::vector<int64_t> durable;
@@ -153,6 +154,7 @@ absl::Status EmbeddedEngine::RestoreTailLocked(Sequence& sequence, int layer, in
   if (!sequence.NeedsTail(layer, end)) return absl::OkStatus();
   const int64_t length = sequence.layer_length[layer].load();
   const auto block = static_cast<uint32_t>(length / sequence.block_tokens());
+  Unpark(sequence);
   const absl::Status status =
       store_->RestoreTail(*sequence.RangeOf(block).segment, static_cast<uint16_t>(layer), deadline);
   if (absl::IsDataLoss(status)) {

@@ -22,6 +22,7 @@ SequenceSummary EmbeddedEngine::Summarize(Sequence& sequence, std::vector<LayerR
                              .model_fingerprint = sequence.spec.model_fingerprint,
                              .length = sequence.length(),
                              .durable_length = sequence.DurableLength(*store_),
+                             .parked = sequence.parked,
                              .created = sequence.created,
                              .last_used = absl::FromUnixMicros(sequence.last_used_us)};
   for (int layer = 0; layer < sequence.spec.geometry.layers; ++layer) {
@@ -100,6 +101,7 @@ absl::StatusOr<std::vector<std::byte>> EmbeddedEngine::ReadRows(
   const SharedHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("read");
   if (sequence.closed) return SequenceNotFound(handle);
+  Unpark(sequence);
   const Geometry& geometry = sequence.spec.geometry;
   if (layer < 0 || layer >= geometry.layers || head < 0 || head >= geometry.kv_heads) {
     return absl::OutOfRangeError("layer or kv_head beyond the sequence's geometry");

@@ -84,6 +84,7 @@ absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const Appen
   const SharedHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("append");
   if (sequence.closed) return SequenceNotFound(request.handle);
+  Unpark(sequence);
   const absl::Status status = AppendLocked(
       sequence,
       {.writer_epoch = request.writer_epoch,
@@ -131,6 +132,7 @@ StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequ
     if (!gate.held()) return NotBegun("step");
     if (sequence.closed) return SequenceNotFound(request.handle);
     sequence.Touch(options_.clock());
+    Unpark(sequence);
     return RunLocked(sequence, layer, request, *tensors, limits, form, held, part);
   }();
   part.account.stages.total = absl::Now() - start;

@@ -56,6 +56,15 @@ struct PrefixFound {
   absl::Time lease_expires;
 };
 
+struct ParkReport {
+  SequenceInfo info;
+  // Memory that was given back: of rows, and of score index and value sums. Bytes.
+  uint64_t freed_row_bytes = 0;
+  uint64_t freed_index_bytes = 0;
+  // Memory that the sequence still has, because others share it or read it. Bytes.
+  uint64_t kept_bytes = 0;
+};
+
 struct Limits {
   int max_batch = 256;
   int64_t max_step_tokens = 4096;
@@ -96,6 +105,10 @@ class KvEngine {
   virtual absl::StatusOr<SequenceInfo> Truncate(const Caller& caller, absl::string_view handle,
                                                 uint64_t writer_epoch, int64_t length) = 0;
   virtual absl::StatusOr<SequenceInfo> Flush(const Caller& caller, absl::string_view handle) = 0;
+  // Makes everything durable, then takes the sequence out of memory, once its steps have ended. It
+  // stays open: whoever reads or writes it next brings back what he needs.
+  // FailedPrecondition without a disk, and the errors of Flush; then all is where it was.
+  virtual absl::StatusOr<ParkReport> Park(const Caller& caller, absl::string_view handle) = 0;
   // Nobody can name it afterwards. Its full blocks stay for its retention, if it has one.
   virtual absl::Status Delete(const Caller& caller, absl::string_view handle) = 0;
 

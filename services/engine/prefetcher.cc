@@ -48,11 +48,20 @@ Prefetcher::Memory& Prefetcher::Remember(Sequence& sequence) {
   return memory;
 }
 
-void Prefetcher::Forget(const Sequence* sequence) {
+void Prefetcher::DropMemory(const Sequence* sequence) {
   const auto found = memories_.find(sequence);
   wanted_count_ -= found->second.count;
   order_.erase(found->second.place);
   memories_.erase(found);
+}
+
+void Prefetcher::Forget(const Sequence& sequence, absl::Time deadline) {
+  deadline = std::min(deadline, absl::Now() + kReadWait);
+  const kvstore::MutexLock lock(mu_);
+  if (memories_.contains(&sequence)) DropMemory(&sequence);
+  const auto is_its = [&](const Job& job) { return job.sequence.lock().get() == &sequence; };
+  jobs_.erase(std::remove_if(jobs_.begin(), jobs_.end(), is_its), jobs_.end());
+  while (running_ == &sequence && done_.WaitUntil(mu_, deadline)) continue;
 }
 
 void Prefetcher::NoteStep(Sequence& sequence, int layer,
@@ -80,7 +89,7 @@ void Prefetcher::NoteStep(Sequence& sequence, int layer,
                      .wanted = memory.layers[next]});
     queued_.NotifyAll();
   }
-  while (wanted_count_ > kWantedMax) Forget(order_.front());
+  while (wanted_count_ > kWantedMax) DropMemory(order_.front());
 }
 
 void Prefetcher::Run() {
@@ -92,8 +101,12 @@ void Prefetcher::Run() {
       if (stopping_) return;
       job = std::move(jobs_.front());
       jobs_.pop_front();
+      running_ = job.sequence.lock().get();
     }
     ReadAhead(job);
+    const kvstore::MutexLock lock(mu_);
+    running_ = nullptr;
+    done_.NotifyAll();
   }
 }
 

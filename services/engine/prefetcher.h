@@ -37,6 +37,9 @@ class Prefetcher {
 
   // A step of that layer is about to read `requests`. Waits for nothing but a short lock.
   void NoteStep(Sequence& sequence, int layer, absl::Span<const kvstore::ReadRequest> requests);
+  // Drops what is queued and remembered of a sequence that nobody steps now, and waits for a read
+  // of it that runs, until `deadline`, a second at most.
+  void Forget(const Sequence& sequence, absl::Time deadline);
 
  private:
   // Granules of one block.
@@ -60,15 +63,18 @@ class Prefetcher {
   };
 
   Memory& Remember(Sequence& sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Forget(const Sequence* sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropMemory(const Sequence* sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Run();
   void ReadAhead(const Job& job);
 
   kvstore::BlockStore& store_;
   kvstore::Mutex mu_;
   kvstore::CondVar queued_;
+  kvstore::CondVar done_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<Job> jobs_ ABSL_GUARDED_BY(mu_);
+  // Whose job runs; null for none.
+  const Sequence* running_ ABSL_GUARDED_BY(mu_) = nullptr;
   absl::flat_hash_map<const Sequence*, Memory> memories_ ABSL_GUARDED_BY(mu_);
   // Stepped longest ago first.
   std::list<const Sequence*> order_ ABSL_GUARDED_BY(mu_);

@@ -28,6 +28,9 @@ struct SequenceSummary {
   int64_t durable_length = 0;
   uint64_t host_bytes = 0;
   uint64_t disk_bytes = 0;
+  // On disk only, by a park or a restart, and nobody has read or written rows since. What it shares
+  // with others may be in memory.
+  bool parked = false;
   absl::Time created;
   absl::Time last_used;
 };

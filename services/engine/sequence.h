@@ -58,9 +58,12 @@ struct Sequence : public std::enable_shared_from_this<Sequence> {
   const bool leased;
   // [layers]. Grow under `writer`, shrink under the exclusive gate.
   std::vector<std::atomic<int64_t>> layer_length;
-  // [layers]. The rows of the open block were flushed before a restart and are not in memory yet;
-  // no row of the layer has been written since. Cleared under `writer` or the exclusive gate.
+  // [layers]. The rows of the open block were flushed before a restart or a park and are not in
+  // memory yet; no row of the layer has been written since. Cleared under `writer` or the exclusive
+  // gate.
   std::vector<std::atomic<bool>> tail_on_disk;
+  // As the store knows its manifest. Set under the exclusive gate, cleared under either.
+  std::atomic<bool> parked{false};
   std::atomic<int64_t> last_used_us{0};
   // Changes whenever rows that stood may have become others: each truncate, each start.
   std::atomic<uint64_t> generation;

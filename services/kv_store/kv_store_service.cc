@@ -106,6 +106,14 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
     });
   }
 
+  grpc::ServerUnaryReactor* Park(grpc::CallbackServerContext* context,
+                                 const v1::ParkRequest* request,
+                                 v1::ParkResponse* response) override {
+    return RunUnary(context, executor_, [=, this] {
+      return runtime::Park(engine_, CallerOf(*context), *request, response);
+    });
+  }
+
   grpc::ServerUnaryReactor* Close(grpc::CallbackServerContext* context,
                                   const v1::CloseRequest* request,
                                   v1::CloseResponse* /*response*/) override {

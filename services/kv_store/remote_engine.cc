@@ -204,6 +204,18 @@ absl::StatusOr<engine::SequenceInfo> RemoteEngine::Flush(const engine::Caller& c
   return InfoOf(status, response);
 }
 
+absl::StatusOr<engine::ParkReport> RemoteEngine::Park(const engine::Caller& caller,
+                                                      absl::string_view handle) {
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, caller.deadline);
+  if (!shard.ok()) return shard.status();
+  v1::ParkRequest request;
+  request.set_handle(std::string(handle));
+  v1::ParkResponse response;
+  if (absl::Status status = (*shard)->Park(caller, request, &response); !status.ok()) return status;
+  row_cache_.Forget(std::string(handle));
+  return runtime::FromProto(response);
+}
+
 absl::Status RemoteEngine::Delete(const engine::Caller& caller, absl::string_view handle) {
   const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, caller.deadline);
   if (!shard.ok()) return shard.status();

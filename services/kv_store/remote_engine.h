@@ -62,6 +62,8 @@ class RemoteEngine final : public engine::KvEngine {
                                                 int64_t length) override;
   absl::StatusOr<engine::SequenceInfo> Flush(const engine::Caller& caller,
                                              absl::string_view handle) override;
+  absl::StatusOr<engine::ParkReport> Park(const engine::Caller& caller,
+                                          absl::string_view handle) override;
   absl::Status Delete(const engine::Caller& caller, absl::string_view handle) override;
   std::vector<engine::StepResult> Attend(const engine::Caller& caller, int layer,
                                          absl::Span<const engine::StepRequest> requests,

@@ -275,6 +275,13 @@ absl::Status Shard::Flush(const engine::Caller& caller, const v1::FlushRequest& 
   });
 }
 
+absl::Status Shard::Park(const engine::Caller& caller, const v1::ParkRequest& request,
+                         v1::ParkResponse* response) {
+  return Run(caller, [&](grpc::ClientContext* context) {
+    return stubs_->store->Park(context, request, response);
+  });
+}
+
 absl::Status Shard::Close(const engine::Caller& caller, const v1::CloseRequest& request) {
   v1::CloseResponse response;
   return Run(caller, [&](grpc::ClientContext* context) {

@@ -59,6 +59,8 @@ class Shard {
                         v1::TruncateResponse* response);
   absl::Status Flush(const engine::Caller& caller, const v1::FlushRequest& request,
                      v1::FlushResponse* response);
+  absl::Status Park(const engine::Caller& caller, const v1::ParkRequest& request,
+                    v1::ParkResponse* response);
   absl::Status Close(const engine::Caller& caller, const v1::CloseRequest& request);
   absl::Status GetSequence(const engine::Caller& caller, const v1::GetSequenceRequest& request,
                            v1::GetSequenceResponse* response);

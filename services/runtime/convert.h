@@ -69,6 +69,9 @@ engine::Selection FromProto(const v1::Selection& proto);
 // Moves nothing but the output's bytes, which are copied once.
 void ToProto(const engine::StepResult& result, v1::StepResult* proto);
 
+void ToProto(const engine::ParkReport& report, v1::ParkResponse* proto);
+absl::StatusOr<engine::ParkReport> FromProto(const v1::ParkResponse& proto);
+
 void ToProto(const engine::TierReport& report, v1::TierInfo* proto);
 engine::TierReport FromProto(const v1::TierInfo& proto);
 void ToProto(const engine::SequenceSummary& summary, v1::SequenceSummary* proto);

@@ -74,6 +74,22 @@ engine::PrefixFound FromProto(const v1::LookupPrefixResponse& proto) {
           .lease_expires = FromTimestamp(proto.lease_expires())};
 }
 
+void ToProto(const engine::ParkReport& report, v1::ParkResponse* proto) {
+  ToProto(report.info, proto->mutable_sequence());
+  proto->set_freed_row_bytes(report.freed_row_bytes);
+  proto->set_freed_index_bytes(report.freed_index_bytes);
+  proto->set_kept_bytes(report.kept_bytes);
+}
+
+absl::StatusOr<engine::ParkReport> FromProto(const v1::ParkResponse& proto) {
+  absl::StatusOr<engine::SequenceInfo> info = FromProto(proto.sequence());
+  if (!info.ok()) return info.status();
+  return engine::ParkReport{.info = *std::move(info),
+                            .freed_row_bytes = proto.freed_row_bytes(),
+                            .freed_index_bytes = proto.freed_index_bytes(),
+                            .kept_bytes = proto.kept_bytes()};
+}
+
 void ToProto(const engine::TierReport& report, v1::TierInfo* proto) {
   const kvstore::TierStats& stats = report.stats;
   proto->set_shard(report.shard);
@@ -127,6 +143,7 @@ void ToProto(const engine::SequenceSummary& summary, v1::SequenceSummary* proto)
   proto->set_durable_length(static_cast<uint64_t>(summary.durable_length));
   proto->set_host_bytes(summary.host_bytes);
   proto->set_disk_bytes(summary.disk_bytes);
+  proto->set_parked(summary.parked);
   SetTime(summary.created, proto->mutable_created());
   SetTime(summary.last_used, proto->mutable_last_used());
 }
@@ -139,6 +156,7 @@ engine::SequenceSummary FromProto(const v1::SequenceSummary& proto) {
           .durable_length = static_cast<int64_t>(proto.durable_length()),
           .host_bytes = proto.host_bytes(),
           .disk_bytes = proto.disk_bytes(),
+          .parked = proto.parked(),
           .created = FromTimestamp(proto.created()),
           .last_used = FromTimestamp(proto.last_used())};
 }

@@ -73,6 +73,14 @@ absl::Status Flush(engine::KvEngine& engine, const engine::Caller& caller,
   return Answer(engine.Flush(caller, request.handle()), response);
 }
 
+absl::Status Park(engine::KvEngine& engine, const engine::Caller& caller,
+                  const v1::ParkRequest& request, v1::ParkResponse* response) {
+  const absl::StatusOr<engine::ParkReport> parked = engine.Park(caller, request.handle());
+  if (!parked.ok()) return parked.status();
+  ToProto(*parked, response);
+  return absl::OkStatus();
+}
+
 absl::Status Close(engine::KvEngine& engine, const engine::Caller& caller,
                    const v1::CloseRequest& request) {
   return engine.Delete(caller, request.handle());

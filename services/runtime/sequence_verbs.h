@@ -21,6 +21,8 @@ absl::Status Truncate(engine::KvEngine& engine, const engine::Caller& caller,
                       const v1::TruncateRequest& request, v1::TruncateResponse* response);
 absl::Status Flush(engine::KvEngine& engine, const engine::Caller& caller,
                    const v1::FlushRequest& request, v1::FlushResponse* response);
+absl::Status Park(engine::KvEngine& engine, const engine::Caller& caller,
+                  const v1::ParkRequest& request, v1::ParkResponse* response);
 absl::Status Close(engine::KvEngine& engine, const engine::Caller& caller,
                    const v1::CloseRequest& request);
 absl::Status GetSequence(engine::KvEngine& engine, const engine::Caller& caller,

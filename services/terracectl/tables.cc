@@ -137,6 +137,10 @@ std::string Moment(bool known, const Timestamp& stamp, const View& view) {
                       Age(true, stamp, view), ")");
 }
 
+std::string StateText(const v1::SequenceSummary& summary) {
+  return summary.parked() ? "parked" : "active";
+}
+
 std::string Facts(const v1::DescribeSequenceResponse& answer, const View& view) {
   const v1::SequenceSummary& summary = answer.summary();
   const v1::SequenceInfo& info = answer.sequence();
@@ -153,6 +157,7 @@ std::string Facts(const v1::DescribeSequenceResponse& answer, const View& view) 
       {"Length", absl::StrCat(FormatCountOf(summary.length(), "token"), ", ",
                               FormatCount(summary.durable_length()), " durable")},
       {"Epoch", known ? FormatCount(info.writer_epoch()) : "-"},
+      {"State", StateText(summary)},
       {"Host", FormatBytes(summary.host_bytes())},
       {"Disk", FormatBytes(summary.disk_bytes())},
       {"Created", Moment(summary.has_created(), summary.created(), view)},
@@ -246,6 +251,7 @@ std::string SequencesTable(const v1::ListSequencesResponse& answer, const View& 
                    {"MODEL"},
                    {"TOKENS", Align::kRight},
                    {"DURABLE", Align::kRight},
+                   {"STATE"},
                    {"HOST", Align::kRight},
                    {"DISK", Align::kRight},
                    {"LAST USED", Align::kRight}});
@@ -259,7 +265,8 @@ std::string SequencesTable(const v1::ListSequencesResponse& answer, const View& 
     table.AddRow({Printable(sequence.handle()), Printable(sequence.tenant()),
                   Elide(Printable(sequence.model_fingerprint()), kModelWidth),
                   FormatCount(sequence.length()), FormatCount(sequence.durable_length()),
-                  FormatBytes(sequence.host_bytes()), FormatBytes(sequence.disk_bytes()),
+                  StateText(sequence), FormatBytes(sequence.host_bytes()),
+                  FormatBytes(sequence.disk_bytes()),
                   Age(sequence.has_last_used(), sequence.last_used(), view)});
   }
   // Rows that forks share count for each of them, so that the bytes can exceed what tiers hold.

@@ -119,6 +119,9 @@ class StoreResidencyTest : public StoreTest {
     ASSERT_OK(store_->DeleteManifest(sequences_[at].name, absl::InfiniteFuture()));
     sequences_.erase(sequences_.begin() + at);
   }
+  // In memory no more, but for what is pinned and what others name.
+  void Park() { ASSERT_OK(store_->Park(Pick().name)); }
+  void Unpark() { store_->Unpark(Pick().name); }
   void Restart() {
     held_ = Pins();
     sequences_.clear();
@@ -132,7 +135,7 @@ class StoreResidencyTest : public StoreTest {
 
   void Step() {
     if (sequences_.empty()) return Create();
-    switch (Draw(12)) {
+    switch (Draw(14)) {
       case 0:
         return Create();
       case 1: {
@@ -150,9 +153,13 @@ class StoreResidencyTest : public StoreTest {
       case 4:
         return Draw(3) == 0 ? Restart() : static_cast<void>(held_ = Pins());
       case 5:
+        return Park();
       case 6:
+        return Unpark();
       case 7:
       case 8:
+      case 9:
+      case 10:
         return Read(Pick());
       default:
         return Append(Pick());

@@ -1,4 +1,4 @@
-// One writer, and beside it readers, forks, flushes and reports on one engine that evicts.
+// One writer, and beside it readers, forks, flushes, parks and reports on one engine that evicts.
 //
 // The writer appends the rows of one seed, cuts some off and appends the same again, so that an
 // answer at a position is always the same bits, or that the position is not there.
@@ -112,6 +112,10 @@ class ConcurrencyTest : public ::testing::Test {
     }
   }
 
+  void Park(const SequenceInfo& info) {
+    while (!written_) ASSERT_OK(engine_->Park({}, info.handle));
+  }
+
   const std::vector<attention::Policy> policies_ = {
       attention::DensePolicy(), Sparq(16, 20, 4, 1),
       Sparq(16, 20, 1, 0, attention::ValueMean::kResidual)};
@@ -129,6 +133,7 @@ TEST_F(ConcurrencyTest, ReadersAndForksSeeWholeRowsWhateverTheWriterDoes) {
   for (uint64_t seed = 1; seed <= 2; ++seed) others.emplace_back([&, seed] { Read(info, seed); });
   others.emplace_back([&] { Fork(info); });
   others.emplace_back([&] { Report(info); });
+  others.emplace_back([&] { Park(info); });
   Write(info);
   written_ = true;
   for (std::thread& other : others) other.join();

@@ -96,6 +96,8 @@ class DeadlineTest : public ::testing::Test {
          }},
         {"flush",
          [this](const Caller& caller) { return CodeOf(engine_->Flush(caller, info_.handle)); }},
+        {"park",
+         [this](const Caller& caller) { return CodeOf(engine_->Park(caller, info_.handle)); }},
         {"delete",
          [this](const Caller& caller) { return CodeOf(engine_->Delete(caller, info_.handle)); }},
     };

@@ -95,8 +95,9 @@ class EngineSim {
       case 3:
         return Delete(AnyEntry());
       case 4:
-      case 5:
         return Flush(Any());
+      case 5:
+        return Park(Any());
       case 6:
         return Pick(0, 1) == 0 ? Reopen() : Resume(Any());
       case 7:
@@ -167,6 +168,14 @@ class EngineSim {
     const absl::StatusOr<SequenceInfo> info = engine_->Flush({}, s.info.handle);
     ASSERT_OK(info);
     EXPECT_EQ(info->durable_length, s.length);
+    s.durable = s.length;
+  }
+
+  void Park(Sequence& s) {
+    Note(s, "park", 0);
+    const absl::StatusOr<engine::ParkReport> report = engine_->Park({}, s.info.handle);
+    ASSERT_OK(report);
+    EXPECT_EQ(report->info.durable_length, s.length);
     s.durable = s.length;
   }
 

@@ -62,6 +62,7 @@ TEST_F(RemoteEngineTest, VerbsActAsThoseOfAnEmbeddedEngine) {
     EXPECT_EQ(engine::DetailOf(fenced)->metadata.at("expected_epoch"), "2");
     EXPECT_EQ(engine->Truncate({}, info.handle, 2, 70)->length, 70);
     EXPECT_THAT(engine->Flush({}, info.handle), StatusIs(absl::StatusCode::kFailedPrecondition));
+    EXPECT_THAT(engine->Park({}, info.handle), StatusIs(absl::StatusCode::kFailedPrecondition));
     EXPECT_EQ(engine->Describe(info.handle)->info.length, 70);
     EXPECT_EQ(engine->ListSequences("", "", 10)->size(), 2u);
     EXPECT_EQ(engine->ListTiers()->size(), 1u);
@@ -69,6 +70,30 @@ TEST_F(RemoteEngineTest, VerbsActAsThoseOfAnEmbeddedEngine) {
     EXPECT_THAT(engine->Get({}, info.handle), StatusIs(absl::StatusCode::kNotFound));
     EXPECT_THAT(engine->Delete({}, "nonsense"), StatusIs(absl::StatusCode::kNotFound));
   }
+}
+
+TEST_F(RemoteEngineTest, AParkedSequenceLeavesTheStoreAndTheWorkerAndComesBack) {
+  const TempFolder folder;
+  Store store(DiskOptions(folder));
+  RemoteEngine remote(OptionsFor({store.server->endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  const SequenceInfo info = *remote.Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(remote, info, kSeed, 0, 200));
+  const Step step = ReadStep(info, kSeed, 0, 199, 1, Sparq(5, 20, 4, 2));
+  const StepResult before = RunOne(remote, 0, step, {.mode = RemoteMode::kRows});
+  const absl::StatusOr<engine::ParkReport> report = remote.Park({}, info.handle);
+  ASSERT_OK(report);
+  EXPECT_EQ(report->info.durable_length, 200);
+  EXPECT_GT(report->freed_row_bytes, 0u);
+  EXPECT_GT(report->freed_index_bytes, 0u);
+  EXPECT_EQ(report->kept_bytes, 0u);
+  EXPECT_TRUE(remote.Describe(info.handle)->summary.parked);
+  EXPECT_EQ((*remote.ListTiers())[0].stats.used_bytes, 0u);
+  const StepResult after = RunOne(remote, 0, step, {.mode = RemoteMode::kRows});
+  ExpectSameAnswer(before, after);
+  EXPECT_GT(after.account.disk.rows, 0u) << "the worker held its rows";
+  EXPECT_FALSE(remote.Describe(info.handle)->summary.parked);
+  EXPECT_THAT(remote.Park({}, "nonsense"), StatusIs(absl::StatusCode::kNotFound));
 }
 
 // I10. The same appends and steps, in every mode; steps after one another so that rows are held.

@@ -173,8 +173,8 @@ TEST(SequencesTable, OneSequenceWithoutTimesOrNames) {
   sequence.clear_tenant();
   sequence.clear_model_fingerprint();
   EXPECT_EQ(Golden(SequencesTable(answer, Plain())), R"(
-HANDLE    TENANT  MODEL  TOKENS  DURABLE  HOST  DISK  LAST USED
-s0000-00  -       -           1        0   0 B   0 B          -
+HANDLE    TENANT  MODEL  TOKENS  DURABLE  STATE   HOST  DISK  LAST USED
+s0000-00  -       -           1        0  active   0 B   0 B          -
 
 1 sequence, 1 token, 0 B host, 0 B disk
 )");
@@ -191,27 +191,29 @@ TEST(SequencesTable, ManySequencesKeepHandlesWholeAndElideModels) {
   v1::SequenceSummary& second = AddSequence(answer, "s00ff-fedcba9876543210fedcba9876543210", 0);
   second.set_tenant("a-tenant-with-a-long-name\x1b[31m");
   second.set_model_fingerprint("sha256:0123456789abcdef0123456789abcdef");
+  second.set_parked(true);
   second.mutable_last_used()->set_seconds(kNow - 90000);
   v1::SequenceSummary& third = AddSequence(answer, "s1", kMax);
   third.set_durable_length(kMax);
   third.set_host_bytes(kMax);
   third.mutable_last_used()->set_seconds(kNow + 5);
-  EXPECT_EQ(Golden(SequencesTable(answer, Plain())),
-            "\n"
-            "HANDLE                                  TENANT                             MODEL      "
-            "                                   TOKENS                     DURABLE      HOST      "
-            "DISK  LAST USED\n"
-            "s0000-0123456789abcdef0123456789abcdef  default                            tiny-llm   "
-            "                                  131,072                     131,008   1.5 GiB  17.0 "
-            "GiB     3s ago\n"
-            "s00ff-fedcba9876543210fedcba9876543210  a-tenant-with-a-long-name\\x1b[31m  "
-            "sha256:0123...6789abcdef                           0                           0      "
-            " 0 B       0 B     1d ago\n"
-            "s1                                      default                            tiny-llm   "
-            "               18,446,744,073,709,551,615  18,446,744,073,709,551,615  16.0 EiB       "
-            "0 B      in 5s\n"
-            "\n"
-            "3 sequences, 18,446,744,073,709,551,615 tokens, 16.0 EiB host, 17.0 GiB disk\n");
+  EXPECT_EQ(
+      Golden(SequencesTable(answer, Plain())),
+      "\n"
+      "HANDLE                                  TENANT                             MODEL      "
+      "                                   TOKENS                     DURABLE  STATE       HOST "
+      "     DISK  LAST USED\n"
+      "s0000-0123456789abcdef0123456789abcdef  default                            tiny-llm   "
+      "                                  131,072                     131,008  active   1.5 GiB"
+      "  17.0 GiB     3s ago\n"
+      "s00ff-fedcba9876543210fedcba9876543210  a-tenant-with-a-long-name\\x1b[31m  "
+      "sha256:0123...6789abcdef                           0                           0  "
+      "parked       0 B       0 B     1d ago\n"
+      "s1                                      default                            tiny-llm   "
+      "               18,446,744,073,709,551,615  18,446,744,073,709,551,615  active  16.0 EiB "
+      "      0 B      in 5s\n"
+      "\n"
+      "3 sequences, 18,446,744,073,709,551,615 tokens, 16.0 EiB host, 17.0 GiB disk\n");
 }
 
 TEST(SequencesTable, AListThatWasCutSaysSo) {
@@ -235,6 +237,7 @@ Index:      -
 Block:      -
 Length:     0 tokens, 0 durable
 Epoch:      -
+State:      active
 Host:       0 B
 Disk:       0 B
 Created:    -
@@ -254,6 +257,7 @@ TEST(SequenceTable, LayersSegmentsAndFacts) {
   summary.set_durable_length(131008);
   summary.set_host_bytes(3 * kGi / 2);
   summary.set_disk_bytes(17 * kGi);
+  summary.set_parked(true);
   summary.mutable_created()->set_seconds(kNow - 7200);
   summary.mutable_last_used()->set_seconds(kNow - 61);
   v1::SequenceInfo& info = *answer.mutable_sequence();
@@ -293,6 +297,7 @@ Index:      int8
 Block:      64 tokens
 Length:     131,072 tokens, 131,008 durable
 Epoch:      3
+State:      parked
 Host:       1.5 GiB
 Disk:       17.0 GiB
 Created:    2023-11-14T20:13:20Z (2h ago)
