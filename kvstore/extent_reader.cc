@@ -292,6 +292,7 @@ void ExtentReader::Publish(Batch& batch, size_t read) {
   core_.disk_stats.read_bytes += done.stored_bytes;
   if (done.outcome == CellRead::Outcome::kCorrupt) {
     // Keeps I1: never read again, never served.
+    if ((extent.bad & cell) == 0) ++core_.disk_stats.quarantined_cells;
     extent.bad |= cell;
     ++core_.disk_stats.corrupt_granules;
     core_.CountDiskError(absl::DataLossError(done.error));

@@ -1,6 +1,7 @@
 #include "kvstore/manifest_table.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -139,11 +140,18 @@ void ManifestTable::Apply(const Cut& cut) {
   }
 }
 
+void ManifestTable::ForgetBad(Extent& extent, uint64_t kept_cells) {
+  core_.disk_stats.quarantined_cells -=
+      static_cast<uint64_t>(std::popcount(extent.bad & ~kept_cells));
+  extent.bad &= kept_cells;
+}
+
 void ManifestTable::FreeExtents(Segment& segment, uint16_t lane_index, uint32_t first_block,
                                 uint32_t end_block) {
   Lane& lane = segment.lanes[lane_index];
   const size_t end_row = std::min(lane.rows.size(), size_t{end_block - segment.first_block});
   for (uint32_t row = first_block - segment.first_block; row < end_row; ++row) {
+    ForgetBad(lane.rows[row], 0);
     core_.host.Free({&segment, row, lane_index, ExtentKind::kRows});
   }
   const uint32_t first_cell = segment.dead ? 0 : segment.StripeCell(first_block);
@@ -151,11 +159,14 @@ void ManifestTable::FreeExtents(Segment& segment, uint16_t lane_index, uint32_t 
   if (first_cell != 0 && stripe < lane.stripes.size()) {
     // The stripe stays, without the cells of the blocks that go.
     const ExtentRef kept{&segment, stripe, lane_index, ExtentKind::kStripe};
-    core_.host.SetValid(kept, lane.stripes[stripe].valid & ((uint64_t{1} << first_cell) - 1));
+    const uint64_t kept_cells = (uint64_t{1} << first_cell) - 1;
+    ForgetBad(lane.stripes[stripe], kept_cells);
+    core_.host.SetValid(kept, lane.stripes[stripe].valid & kept_cells);
     core_.host.Recount(kept);
     ++stripe;
   }
   for (; stripe < lane.stripes.size(); ++stripe) {
+    ForgetBad(lane.stripes[stripe], 0);
     core_.host.Free({&segment, stripe, lane_index, ExtentKind::kStripe});
   }
 }

@@ -68,9 +68,10 @@ class ManifestTable {
   void Put(const Cut& cut, DiskBatch& batch) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   void Apply(const Cut& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   // Frees the memory of rows of blocks [first_block, end_block) of a lane, and of all stripes from
-  // there on.
+  // there on, and forgets what of it is quarantined.
   void FreeExtents(Segment& segment, uint16_t lane_index, uint32_t first_block, uint32_t end_block)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  void ForgetBad(Extent& extent, uint64_t kept_cells) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   // Takes extents of one lane in a range out of memory, but those of blocks below `kept_end`.
   void ParkLane(const SegmentRange& range, uint16_t lane_index, uint32_t kept_end,
                 ParkedBytes& parked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);

@@ -45,6 +45,9 @@ struct TierStats {
   uint64_t error_count = 0;
   std::string last_error;
   uint64_t corrupt_granules = 0;
+  // Disk: cells (granules of rows, or pieces) of blocks that are there, found corrupt since start
+  // and not read again.
+  uint64_t quarantined_cells = 0;
 
   // Disk: reads bypass the page cache, as asked for and where the file system can.
   bool direct_reads = false;

@@ -111,6 +111,11 @@ void ToProto(const engine::TierReport& report, v1::TierInfo* proto) {
   proto->set_error_count(stats.error_count);
   proto->set_last_error(stats.last_error);
   proto->set_corrupt_granules(stats.corrupt_granules);
+  proto->set_read_ahead_blocks(stats.ahead_blocks);
+  proto->set_read_ahead_useful_blocks(stats.ahead_useful_blocks);
+  proto->set_read_ahead_late_blocks(stats.ahead_late_blocks);
+  proto->set_read_ahead_wasted_blocks(stats.ahead_wasted_blocks);
+  proto->set_quarantined_cells(stats.quarantined_cells);
 }
 
 engine::TierReport FromProto(const v1::TierInfo& proto) {
@@ -127,12 +132,17 @@ engine::TierReport FromProto(const v1::TierInfo& proto) {
                     .admitted_bytes = proto.admitted_bytes(),
                     .evicted_bytes = proto.evicted_bytes(),
                     .deleted_bytes = proto.deleted_bytes(),
+                    .ahead_blocks = proto.read_ahead_blocks(),
+                    .ahead_useful_blocks = proto.read_ahead_useful_blocks(),
+                    .ahead_late_blocks = proto.read_ahead_late_blocks(),
+                    .ahead_wasted_blocks = proto.read_ahead_wasted_blocks(),
                     .index_bytes = proto.index_bytes(),
                     .read_bytes = proto.read_bytes(),
                     .written_bytes = proto.written_bytes(),
                     .error_count = proto.error_count(),
                     .last_error = proto.last_error(),
-                    .corrupt_granules = proto.corrupt_granules()}};
+                    .corrupt_granules = proto.corrupt_granules(),
+                    .quarantined_cells = proto.quarantined_cells()}};
 }
 
 void ToProto(const engine::SequenceSummary& summary, v1::SequenceSummary* proto) {

@@ -101,13 +101,32 @@ TextTable TrafficRows(const v1::ListTiersResponse& answer) {
                    {"READ", Align::kRight},
                    {"WRITTEN", Align::kRight},
                    {"ERRORS", Align::kRight},
-                   {"CORRUPT", Align::kRight}});
+                   {"CORRUPT", Align::kRight},
+                   {"QUARANTINED", Align::kRight}});
   for (const v1::TierInfo& tier : answer.tiers()) {
     table.AddRow({absl::StrCat(tier.shard()), TierText(tier.tier()),
                   FormatCount(tier.admitted_blocks()), FormatCount(tier.evicted_blocks()),
                   FormatCount(tier.deleted_blocks()), FormatBytes(tier.read_bytes()),
                   FormatBytes(tier.written_bytes()), FormatCount(tier.error_count()),
-                  FormatCount(tier.corrupt_granules())});
+                  FormatCount(tier.corrupt_granules()), FormatCount(tier.quarantined_cells())});
+  }
+  return table;
+}
+
+// Tiers that read ahead.
+TextTable ReadAheadRows(const v1::ListTiersResponse& answer) {
+  TextTable table({{"SHARD", Align::kRight},
+                   {"TIER"},
+                   {"READ AHEAD", Align::kRight},
+                   {"USEFUL", Align::kRight},
+                   {"LATE", Align::kRight},
+                   {"WASTED", Align::kRight}});
+  for (const v1::TierInfo& tier : answer.tiers()) {
+    if (tier.read_ahead_blocks() == 0) continue;
+    table.AddRow(
+        {absl::StrCat(tier.shard()), TierText(tier.tier()), FormatCount(tier.read_ahead_blocks()),
+         FormatCount(tier.read_ahead_useful_blocks()), FormatCount(tier.read_ahead_late_blocks()),
+         FormatCount(tier.read_ahead_wasted_blocks())});
   }
   return table;
 }
@@ -233,6 +252,9 @@ std::string TiersTable(const v1::ListTiersResponse& answer, const View& view) {
     usage = UsageRows(answer, /*bars=*/false);
   }
   std::string text = absl::StrCat(usage.Render(), "\n", TrafficRows(answer).Render());
+  if (const std::string rows = ReadAheadRows(answer).Render(); !rows.empty()) {
+    absl::StrAppend(&text, "\n", rows);
+  }
   for (const v1::TierInfo& tier : answer.tiers()) {
     if (tier.last_error().empty()) continue;
     absl::StrAppend(&text, "\nLast error of ", TierText(tier.tier()), " on shard ", tier.shard(),

@@ -175,6 +175,7 @@ TEST_F(StoreFaultTest, ARottenGranuleIsReportedAndNeverServed) {
     EXPECT_EQ(pins.extents()[0].missing, 0b0010u);
     EXPECT_TRUE(SameGranules(layout_, key, pins.extents()[0].data, 0b1101));
     EXPECT_EQ(store_->DiskStats().corrupt_granules, 1u) << "quarantined, so read once";
+    EXPECT_EQ(store_->DiskStats().quarantined_cells, 1u);
   }
   // Neither eviction nor another lane forgets or spreads it.
   const SegmentRef crowd = NewSegment();
@@ -182,6 +183,11 @@ TEST_F(StoreFaultTest, ARottenGranuleIsReportedAndNeverServed) {
   EXPECT_THAT(CheckBlock(*store_, *segment, 0, 1, 7), StatusIs(absl::StatusCode::kDataLoss));
   EXPECT_OK(CheckBlock(*store_, *segment, 0, 0, 7));
   EXPECT_OK(CheckBlocks(*store_, *segment, 8, 40));
+  // Counted for as long as the block is there.
+  ASSERT_OK(Commit("parked", {{segment, 0, 8}}));
+  EXPECT_EQ(store_->DiskStats().quarantined_cells, 1u);
+  ASSERT_OK(Commit("parked", {{segment, 0, 7}}));
+  EXPECT_EQ(store_->DiskStats().quarantined_cells, 0u);
 }
 
 TEST_F(StoreFaultTest, ARottenPieceIsReported) {
@@ -206,6 +212,10 @@ TEST_F(StoreFaultTest, ARottenPieceIsReported) {
     EXPECT_THAT(pins.extents()[0].status, StatusIs(absl::StatusCode::kDataLoss));
     EXPECT_EQ(pins.extents()[0].missing, 0b0100u);
     EXPECT_TRUE(SamePiece(layout_, {key.segment, 1, 0, 3}, pins.extents()[0].data));
+    EXPECT_EQ(store_->DiskStats().quarantined_cells, 1u);
+    // The stripe stays, the block goes.
+    ASSERT_OK(Commit("wide", {{manifest.ranges[0].segment, 0, 2}}));
+    EXPECT_EQ(store_->DiskStats().quarantined_cells, 0u);
   }
 }
 

@@ -329,10 +329,12 @@ TEST(ConvertReportTest, TiersAndDescriptionsGoBothWays) {
   uint64_t next = 1;
   kvstore::TierStats& s = report.stats;
   for (uint64_t* field :
-       {&s.capacity_bytes, &s.used_bytes, &s.pinned_bytes, &s.resident_blocks, &s.admitted_blocks,
-        &s.evicted_blocks, &s.deleted_blocks, &s.resident_bytes, &s.admitted_bytes,
-        &s.evicted_bytes, &s.deleted_bytes, &s.index_bytes, &s.read_bytes, &s.written_bytes,
-        &s.error_count, &s.corrupt_granules}) {
+       {&s.capacity_bytes,   &s.used_bytes,          &s.pinned_bytes,      &s.resident_blocks,
+        &s.admitted_blocks,  &s.evicted_blocks,      &s.deleted_blocks,    &s.resident_bytes,
+        &s.admitted_bytes,   &s.evicted_bytes,       &s.deleted_bytes,     &s.index_bytes,
+        &s.read_bytes,       &s.written_bytes,       &s.error_count,       &s.corrupt_granules,
+        &s.ahead_blocks,     &s.ahead_useful_blocks, &s.ahead_late_blocks, &s.ahead_wasted_blocks,
+        &s.quarantined_cells}) {
     *field = next++;
   }
   s.last_error = "x";
@@ -340,6 +342,8 @@ TEST(ConvertReportTest, TiersAndDescriptionsGoBothWays) {
   ToProto(report, &tier);
   EXPECT_EQ(tier.capacity_bytes(), 1u);
   EXPECT_EQ(tier.corrupt_granules(), 16u);
+  EXPECT_EQ(tier.read_ahead_blocks(), 17u);
+  EXPECT_EQ(tier.quarantined_cells(), 21u);
   v1::TierInfo tier_again;
   ToProto(FromProto(tier), &tier_again);
   EXPECT_EQ(tier_again.SerializeAsString(), tier.SerializeAsString());
@@ -352,6 +356,7 @@ TEST(ConvertReportTest, TiersAndDescriptionsGoBothWays) {
                          .durable_length = 2,
                          .host_bytes = 3,
                          .disk_bytes = 4,
+                         .parked = true,
                          .created = absl::FromUnixMicros(1'234'567),
                          .last_used = absl::FromUnixMicros(7'654'321)};
   description.info.spec.geometry = *FromProto(GoodGeometry());
@@ -367,6 +372,7 @@ TEST(ConvertReportTest, TiersAndDescriptionsGoBothWays) {
   description.segments = {{.segment = 9, .first_block = 10, .end_block = 11}};
   v1::DescribeSequenceResponse proto;
   ToProto(description, &proto);
+  EXPECT_TRUE(proto.summary().parked());
   const absl::StatusOr<engine::SequenceDescription> back = FromProto(proto);
   ASSERT_OK(back);
   EXPECT_EQ(back->summary.created, description.summary.created);

@@ -63,6 +63,7 @@ v1::ListTiersResponse ThreeShards() {
   v1::TierInfo& bad = *answer.mutable_tiers(5);
   bad.set_error_count(2);
   bad.set_corrupt_granules(1);
+  bad.set_quarantined_cells(7);
   bad.set_last_error("read failed:\ninput/output error");
   return answer;
 }
@@ -78,8 +79,8 @@ TEST(TiersTable, EmptyStoreHasAnEmptyBar) {
 SHARD  TIER  USED  CAPACITY  USE%                PINNED  INDEX  BLOCKS
     0  host   0 B   1.0 GiB  0.0%  [..........]     0 B    0 B       0
 
-SHARD  TIER  ADMITTED  EVICTED  DELETED  READ  WRITTEN  ERRORS  CORRUPT
-    0  host         0        0        0   0 B      0 B       0        0
+SHARD  TIER  ADMITTED  EVICTED  DELETED  READ  WRITTEN  ERRORS  CORRUPT  QUARANTINED
+    0  host         0        0        0   0 B      0 B       0        0            0
 
 1 shard, host 0 B of 1.0 GiB used (0.0%), 0 errors, 0 corrupt granules
 )");
@@ -96,18 +97,38 @@ TEST(TiersTable, SeveralShardsShareColumnsAndASumByTier) {
             "    2  host    3.0 GiB   4.0 GiB  75.0%  [#######...]  12.0 MiB  300.0 MiB  196,608\n"
             "    2  disk    1.4 TiB   2.0 TiB  68.4%  [######....]       0 B        0 B        9\n"
             "\n"
-            "SHARD  TIER   ADMITTED    EVICTED  DELETED      READ   WRITTEN  ERRORS  CORRUPT\n"
-            "    0  host  1,500,000  1,300,000  134,464  81.0 GiB  46.0 GiB       0        0\n"
-            "    0  disk          0          0        0       0 B       0 B       0        0\n"
-            "    1  host  1,500,000  1,300,000  134,464  81.0 GiB  46.0 GiB       0        0\n"
-            "    1  disk          0          0        0       0 B       0 B       0        0\n"
-            "    2  host  1,500,000  1,300,000  134,464  81.0 GiB  46.0 GiB       0        0\n"
-            "    2  disk          0          0        0       0 B       0 B       2        1\n"
+            "SHARD  TIER   ADMITTED    EVICTED  DELETED      READ   WRITTEN  ERRORS  CORRUPT  "
+            "QUARANTINED\n"
+            "    0  host  1,500,000  1,300,000  134,464  81.0 GiB  46.0 GiB       0        0       "
+            "     0\n"
+            "    0  disk          0          0        0       0 B       0 B       0        0       "
+            "     0\n"
+            "    1  host  1,500,000  1,300,000  134,464  81.0 GiB  46.0 GiB       0        0       "
+            "     0\n"
+            "    1  disk          0          0        0       0 B       0 B       0        0       "
+            "     0\n"
+            "    2  host  1,500,000  1,300,000  134,464  81.0 GiB  46.0 GiB       0        0       "
+            "     0\n"
+            "    2  disk          0          0        0       0 B       0 B       2        1       "
+            "     7\n"
             "\n"
             "Last error of disk on shard 2: read failed:\\x0ainput/output error\n"
             "\n"
             "3 shards, host 6.0 GiB of 12.0 GiB used (50.0%), disk 2.1 TiB of 6.0 TiB used "
             "(34.2%), 2 errors, 1 corrupt granule\n");
+}
+
+TEST(TiersTable, TiersThatReadAheadSayWhatItWasGoodFor) {
+  v1::ListTiersResponse answer;
+  v1::TierInfo& host = AddTier(answer, 0, v1::TIER_HOST, 0, kGi);
+  AddTier(answer, 0, v1::TIER_DISK, 0, kGi);
+  host.set_read_ahead_blocks(1234);
+  host.set_read_ahead_useful_blocks(1000);
+  host.set_read_ahead_late_blocks(200);
+  host.set_read_ahead_wasted_blocks(30);
+  EXPECT_THAT(TiersTable(answer, Plain()),
+              ::testing::HasSubstr("\n\nSHARD  TIER  READ AHEAD  USEFUL  LATE  WASTED\n"
+                                   "    0  host       1,234   1,000   200      30\n\n"));
 }
 
 TEST(TiersTable, BarsGiveWayOnANarrowTerminal) {
@@ -133,6 +154,11 @@ TEST(TiersTable, HugeNumbersNeitherWrapNorOverflow) {
     tier.set_written_bytes(kMax);
     tier.set_error_count(kMax);
     tier.set_corrupt_granules(kMax);
+    tier.set_quarantined_cells(kMax);
+    tier.set_read_ahead_blocks(kMax);
+    tier.set_read_ahead_useful_blocks(kMax);
+    tier.set_read_ahead_late_blocks(kMax);
+    tier.set_read_ahead_wasted_blocks(kMax);
   }
   EXPECT_EQ(
       Golden(TiersTable(answer, WithBars(0))),
@@ -145,13 +171,22 @@ TEST(TiersTable, HugeNumbersNeitherWrapNorOverflow) {
       "18,446,744,073,709,551,615\n"
       "\n"
       "     SHARD  TIER                    ADMITTED                     EVICTED                    "
-      " DELETED      READ   WRITTEN                      ERRORS                     CORRUPT\n"
+      " DELETED      READ   WRITTEN                      ERRORS                     CORRUPT        "
+      " "
+      "        QUARANTINED\n"
       "         0  disk  18,446,744,073,709,551,615  18,446,744,073,709,551,615  "
       "18,446,744,073,709,551,615  16.0 EiB  16.0 EiB  18,446,744,073,709,551,615  "
-      "18,446,744,073,709,551,615\n"
+      "18,446,744,073,709,551,615  18,446,744,073,709,551,615\n"
       "4294967295  disk  18,446,744,073,709,551,615  18,446,744,073,709,551,615  "
       "18,446,744,073,709,551,615  16.0 EiB  16.0 EiB  18,446,744,073,709,551,615  "
-      "18,446,744,073,709,551,615\n"
+      "18,446,744,073,709,551,615  18,446,744,073,709,551,615\n"
+      "\n"
+      "     SHARD  TIER                  READ AHEAD                      USEFUL                    "
+      "    LATE                      WASTED\n"
+      "         0  disk  18,446,744,073,709,551,615  18,446,744,073,709,551,615  "
+      "18,446,744,073,709,551,615  18,446,744,073,709,551,615\n"
+      "4294967295  disk  18,446,744,073,709,551,615  18,446,744,073,709,551,615  "
+      "18,446,744,073,709,551,615  18,446,744,073,709,551,615\n"
       "\n"
       "2 shards, disk 16.0 EiB of 16.0 EiB used (100.0%), 18,446,744,073,709,551,615 errors, "
       "18,446,744,073,709,551,615 corrupt granules\n");
