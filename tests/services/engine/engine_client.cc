@@ -85,16 +85,17 @@ engine::StepResult RunOne(engine::KvEngine& engine, int layer, const Step& step,
 }
 
 absl::StatusOr<int64_t> AppendRowsOf(engine::KvEngine& engine, const engine::SequenceInfo& info,
-                                     int layer, int64_t position, const KvRows& rows) {
+                                     int layer, int64_t position, const KvRows& rows,
+                                     const engine::Caller& caller) {
   const engine::Geometry& geometry = info.spec.geometry;
   const HostTensor k = MakeTensor(rows.k, rows.n, geometry.kv_heads, geometry.head_dim);
   const HostTensor v = MakeTensor(rows.v, rows.n, geometry.kv_heads, geometry.head_dim);
-  return engine.Append({}, {.handle = info.handle,
-                            .writer_epoch = info.writer_epoch,
-                            .layer = layer,
-                            .position = position,
-                            .k = k.view(),
-                            .v = v.view()});
+  return engine.Append(caller, {.handle = info.handle,
+                                .writer_epoch = info.writer_epoch,
+                                .layer = layer,
+                                .position = position,
+                                .k = k.view(),
+                                .v = v.view()});
 }
 
 absl::Status AppendSeed(engine::KvEngine& engine, const engine::SequenceInfo& info, uint64_t seed,

@@ -67,7 +67,8 @@ engine::StepResult RunOne(engine::KvEngine& engine, int layer, const Step& step,
                           engine::StepOptions options = {}, const engine::Caller& caller = {});
 
 absl::StatusOr<int64_t> AppendRowsOf(engine::KvEngine& engine, const engine::SequenceInfo& info,
-                                     int layer, int64_t position, const KvRows& rows);
+                                     int layer, int64_t position, const KvRows& rows,
+                                     const engine::Caller& caller = {});
 // Rows of the seed at [first, end) of all layers, `portion` tokens at a time.
 absl::Status AppendSeed(engine::KvEngine& engine, const engine::SequenceInfo& info, uint64_t seed,
                         int64_t first, int64_t end, int64_t portion = 1000);
