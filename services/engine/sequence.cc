@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <random>
 #include <utility>
 
@@ -86,10 +87,14 @@ bool Sequence::Holds(uint32_t blocks, const BlockHash& last) const {
 }
 
 const kvstore::SegmentRange& Sequence::RangeOf(uint32_t block) const {
-  for (const kvstore::SegmentRange& range : ranges) {
-    if (block >= range.first_block && block < range.end_block) return range;
-  }
-  std::abort();  // A caller asked for a block beyond the sequence.
+  // Every rollback across a block's end leaves one more range.
+  const auto after = std::upper_bound(ranges.begin(), ranges.end(), block,
+                                      [](uint32_t wanted, const kvstore::SegmentRange& range) {
+                                        return wanted < range.first_block;
+                                      });
+  // Else a caller asked for a block beyond the sequence.
+  if (after == ranges.begin() || block >= std::prev(after)->end_block) std::abort();
+  return *std::prev(after);
 }
 
 std::vector<kvstore::SegmentRange> Sequence::CutRanges(uint32_t end_block) const {
