@@ -20,7 +20,7 @@ absl::StatusOr<ParkedBytes> ManifestTable::Park(std::string_view name) {
       return absl::NotFoundError(absl::StrCat("no manifest is named ", std::string(name)));
     }
     Entry& entry = it->second;
-    ranges = entry.manifest.ranges;
+    ranges = entry.ranges;
     UncountRanges(ranges, entry.parked);
     entry.parked = true;
     CountRanges(ranges, entry.parked);
@@ -47,9 +47,9 @@ void ManifestTable::Unpark(std::string_view name) {
   const auto it = manifests_.find(name);
   if (it == manifests_.end()) return;
   Entry& entry = it->second;
-  UncountRanges(entry.manifest.ranges, entry.parked);
+  UncountRanges(entry.ranges, entry.parked);
   entry.parked = false;
-  CountRanges(entry.manifest.ranges, entry.parked);
+  CountRanges(entry.ranges, entry.parked);
 }
 
 void ManifestTable::ParkLane(const SegmentRange& range, uint16_t lane_index, uint32_t kept_end,

@@ -15,8 +15,8 @@ absl::Status ManifestTable::Recover(const MakeSegment& make_segment) {
   {
     MutexLock lock(core_.mu);
     if (absl::Status status = CheckExtents(*index); !status.ok()) return status;
-    for (const auto& [name, record] : index->manifests) {
-      const absl::Status status = RecoverManifest(name, record, make_segment);
+    for (auto& [name, record] : index->manifests) {
+      const absl::Status status = RecoverManifest(name, std::move(record), make_segment);
       if (!status.ok()) index->damage.push_back(status);
     }
     for (const absl::Status& status : index->damage) core_.CountDiskError(status);
@@ -30,7 +30,6 @@ absl::Status ManifestTable::Recover(const MakeSegment& make_segment) {
         batch.DeleteSegment(id);
       }
     }
-    for (const auto& [name, entry] : manifests_) recovered_.push_back(entry.manifest);
     recovering.swap(recovering_);
   }
   if (batch.empty()) return absl::OkStatus();
@@ -52,9 +51,9 @@ absl::Status ManifestTable::CheckExtents(const DiskIndex& index) const {
                    " each, and as many as it was written with allow enough"));
 }
 
-absl::Status ManifestTable::RecoverManifest(const std::string& name, const ManifestRecord& record,
+absl::Status ManifestTable::RecoverManifest(const std::string& name, ManifestRecord record,
                                             const MakeSegment& make_segment) {
-  Manifest manifest{.name = name, .attributes = record.attributes, .ranges = {}};
+  Manifest manifest{.name = name, .attributes = std::move(record.attributes), .ranges = {}};
   for (const RangeRecord& range : record.ranges) {
     SegmentRef& segment = recovering_[range.segment];
     if (segment == nullptr) {
@@ -72,7 +71,8 @@ absl::Status ManifestTable::RecoverManifest(const std::string& name, const Manif
   CountRanges(manifest.ranges, /*parked=*/true);
   // Perhaps: its watermark may be damaged.
   for (const SegmentRange& range : manifest.ranges) range.segment->stored = true;
-  manifests_.emplace(name, Entry{.manifest = std::move(manifest), .parked = true});
+  manifests_.emplace(name, Entry{.ranges = manifest.ranges, .parked = true});
+  recovered_.push_back(std::move(manifest));
   return absl::OkStatus();
 }
 

@@ -194,7 +194,7 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
   {
     MutexLock lock(core_.mu);
     const auto it = manifests_.find(name);
-    if (it != manifests_.end()) before = it->second.manifest.ranges;
+    if (it != manifests_.end()) before = it->second.ranges;
     cuts = Plan(before, after == nullptr ? Ranges() : after->ranges);
     for (const Cut& cut : cuts) Put(cut, batch);
   }
@@ -222,7 +222,7 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
     manifests_.erase(name);
   } else {
     CountRanges(after->ranges, entry.parked);
-    entry.manifest = *after;
+    entry.ranges = after->ranges;
   }
   for (const Cut& cut : cuts) Apply(cut);
   core_.room.NotifyAll();

@@ -52,8 +52,9 @@ class ManifestTable {
     uint32_t keep_end = kOpenEnd;
   };
   using Ranges = std::vector<SegmentRange>;
+  // What is kept of a manifest: its attributes are its owner's.
   struct Entry {
-    Manifest manifest;
+    Ranges ranges;
     bool parked = false;
   };
 
@@ -82,7 +83,7 @@ class ManifestTable {
 
   // FailedPrecondition when the host tier is too small for an extent of some segment.
   absl::Status CheckExtents(const DiskIndex& index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
-  absl::Status RecoverManifest(const std::string& name, const ManifestRecord& record,
+  absl::Status RecoverManifest(const std::string& name, ManifestRecord record,
                                const MakeSegment& make_segment)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   void RecoverWatermark(Segment& segment, const std::vector<DurableExtent>& layers,

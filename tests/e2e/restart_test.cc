@@ -112,6 +112,9 @@ TEST_F(RestartTest, TheDurablePrefixIsServedAndAReplayGivesTheSameBits) {
 
   cluster.store().Kill();
   const v1::SequenceInfo back = AfterRestart(cluster, client, sequence.handle());
+  // It says how long it took, and serves nobody before.
+  const std::string log = cluster.store().process().Out();
+  EXPECT_LT(log.find("event=recovered sequences=1 time_to_ready="), log.find("event=serving"));
   EXPECT_EQ(back.length(), back.durable_length());
   EXPECT_THAT(back.length(), AllOf(Ge(appended.durable_length()), Le(1010u)));
   EXPECT_THAT(back.layer_lengths(), ::testing::Each(back.length()));
