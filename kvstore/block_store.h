@@ -206,6 +206,9 @@ class BlockStore {
   // FailedPrecondition when a manifest has given those blocks up.
   virtual absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block,
                                uint32_t end_block, absl::Time deadline) = 0;
+  // The same for the open rows alone: whoever comes to seal those blocks reserves them before.
+  virtual absl::Status ReserveRows(Segment& segment, uint16_t layer, uint32_t first_block,
+                                   uint32_t end_block, absl::Time deadline) = 0;
   // Rows of a reserved, unsealed block: [block_tokens][row_bytes]. Stable until sealed, parked, or
   // the segment ends.
   virtual std::byte* OpenRows(Segment& segment, uint16_t layer, uint16_t head, uint32_t block) = 0;

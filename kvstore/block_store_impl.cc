@@ -144,8 +144,8 @@ absl::Status BlockStoreImpl::CheckReservable(const Segment& segment, uint16_t la
   return absl::OkStatus();
 }
 
-absl::Status BlockStoreImpl::Reserve(Segment& segment, uint16_t layer, uint32_t first_block,
-                                     uint32_t end_block, absl::Time deadline) {
+absl::Status BlockStoreImpl::ReserveBlocks(Segment& segment, uint16_t layer, uint32_t first_block,
+                                           uint32_t end_block, Pieces pieces, absl::Time deadline) {
   MutexLock lock(core_.mu);
   if (absl::Status status = CheckReservable(segment, layer, first_block, end_block); !status.ok()) {
     return status;
@@ -154,7 +154,7 @@ absl::Status BlockStoreImpl::Reserve(Segment& segment, uint16_t layer, uint32_t 
   for (uint32_t block = first_block; block < end_block; ++block) {
     for (uint16_t head = 0; head < segment.layout.heads; ++head) {
       const uint16_t lane = segment.LaneIndex(layer, head);
-      if (ReserveBlock(segment, lane, block)) continue;
+      if (ReserveBlock(segment, lane, block, pieces)) continue;
       // Keeps I5: room comes only from the writer and from pins that go.
       const absl::Time start = absl::Now();
       do {
@@ -166,14 +166,15 @@ absl::Status BlockStoreImpl::Reserve(Segment& segment, uint16_t layer, uint32_t 
         if (segment.dead || end_block > segment.trim_end) {
           return CheckReservable(segment, layer, first_block, end_block);
         }
-      } while (!ReserveBlock(segment, lane, block));
+      } while (!ReserveBlock(segment, lane, block, pieces));
     }
   }
   if (core_.host.crowded()) core_.crowded.NotifyAll();
   return absl::OkStatus();
 }
 
-bool BlockStoreImpl::ReserveBlock(Segment& segment, uint16_t lane_index, uint32_t block) {
+bool BlockStoreImpl::ReserveBlock(Segment& segment, uint16_t lane_index, uint32_t block,
+                                  Pieces pieces) {
   if (block < segment.lanes[lane_index].sealed_end) return true;
   const ExtentRef rows{&segment, block - segment.first_block, lane_index, ExtentKind::kRows};
   if (segment.ExtentAt(lane_index, rows.kind, rows.index).data == nullptr &&
@@ -181,17 +182,14 @@ bool BlockStoreImpl::ReserveBlock(Segment& segment, uint16_t lane_index, uint32_
     return false;
   }
   Lane& lane = segment.lanes[lane_index];
-  const uint32_t reserved_end = std::max(lane.reserved_end, block + 1);
-  if (segment.layout.planes.empty()) {
-    lane.reserved_end = reserved_end;
-    return true;
-  }
+  lane.reserved_end = std::max(lane.reserved_end, block + 1);
+  if (pieces == Pieces::kNot || segment.layout.planes.empty()) return true;
   const ExtentRef stripe{&segment, segment.StripeIndex(block), lane_index, ExtentKind::kStripe};
   if (segment.ExtentAt(lane_index, stripe.kind, stripe.index).data == nullptr &&
       !core_.host.Take(stripe, Demand::kReserve)) {
     return false;
   }
-  lane.reserved_end = reserved_end;
+  lane.pieces_end = std::max(lane.pieces_end, block + 1);
   core_.host.Recount(stripe);
   return true;
 }
@@ -265,6 +263,7 @@ void BlockStoreImpl::SealInStripe(Segment& segment, uint16_t lane_index, uint32_
     ABSL_RAW_CHECK(first_block == lane.sealed_end && end_block <= lane.reserved_end,
                    "blocks are sealed in order, and after they were reserved");
     if (!layout.planes.empty()) {
+      ABSL_RAW_CHECK(end_block <= lane.pieces_end, "pieces are reserved before they are sealed");
       // So that a manifest that frees the segment meanwhile leaves it in place.
       core_.host.Pin(ref);
       stripe = segment.ExtentAt(ref.lane, ref.kind, ref.index).data;
@@ -300,7 +299,7 @@ absl::Status BlockStoreImpl::RestoreTail(Segment& segment, uint16_t layer, absl:
   const DurableExtent durable = Durable(segment, layer);
   if (durable.tail_rows == 0) return absl::OkStatus();
   if (absl::Status status =
-          Reserve(segment, layer, durable.end_block, durable.end_block + 1, deadline);
+          ReserveRows(segment, layer, durable.end_block, durable.end_block + 1, deadline);
       !status.ok()) {
     return status;
   }

@@ -43,7 +43,13 @@ class BlockStoreImpl final : public BlockStore {
   absl::StatusOr<ParkedBytes> Park(std::string_view name) override { return manifests_.Park(name); }
   void Unpark(std::string_view name) override { manifests_.Unpark(name); }
   absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block, uint32_t end_block,
-                       absl::Time deadline) override;
+                       absl::Time deadline) override {
+    return ReserveBlocks(segment, layer, first_block, end_block, Pieces::kToo, deadline);
+  }
+  absl::Status ReserveRows(Segment& segment, uint16_t layer, uint32_t first_block,
+                           uint32_t end_block, absl::Time deadline) override {
+    return ReserveBlocks(segment, layer, first_block, end_block, Pieces::kNot, deadline);
+  }
   std::byte* OpenRows(Segment& segment, uint16_t layer, uint16_t head, uint32_t block) override;
   void OpenRows(Segment& segment, uint16_t layer, uint32_t block,
                 absl::Span<std::byte*> rows) override;
@@ -80,8 +86,11 @@ class BlockStoreImpl final : public BlockStore {
   absl::Status CheckTail(const Segment& segment, absl::Span<const uint32_t> tail_rows) const;
   absl::Status CheckReservable(const Segment& segment, uint16_t layer, uint32_t first_block,
                                uint32_t end_block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  enum class Pieces { kToo, kNot };
+  absl::Status ReserveBlocks(Segment& segment, uint16_t layer, uint32_t first_block,
+                             uint32_t end_block, Pieces pieces, absl::Time deadline);
   // False when there is no room for it.
-  bool ReserveBlock(Segment& segment, uint16_t lane, uint32_t block)
+  bool ReserveBlock(Segment& segment, uint16_t lane, uint32_t block, Pieces pieces)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   std::byte* RowsToFill(const Segment& segment, uint16_t lane, uint32_t block) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);

@@ -87,10 +87,11 @@ void ManifestTable::ForgetOpenRows(Segment& segment, uint16_t lane_index, Parked
     parked.freed_rows += ExtentPool::RoundUp(segment.layout.rows_bytes());
   }
   // No room is held for their pieces any more.
-  const uint32_t reserved_end = std::exchange(lane.reserved_end, lane.sealed_end);
+  const uint32_t pieces_end = std::exchange(lane.pieces_end, lane.sealed_end);
+  lane.reserved_end = lane.sealed_end;
   const auto end = static_cast<uint32_t>(lane.stripes.size());
   for (uint32_t stripe = segment.StripeIndex(lane.sealed_end);
-       stripe < end && segment.StripeBlock(stripe) < reserved_end; ++stripe) {
+       stripe < end && segment.StripeBlock(stripe) < pieces_end; ++stripe) {
     core_.host.Recount({&segment, stripe, lane_index, ExtentKind::kStripe});
   }
 }

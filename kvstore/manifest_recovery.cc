@@ -96,7 +96,8 @@ void ManifestTable::RecoverWatermark(Segment& segment, const std::vector<Durable
     for (uint16_t head = 0; head < layout.heads; ++head) {
       Lane& lane = segment.lane(layer, head);
       const uint32_t end = std::max(found.end_block, segment.first_block);
-      lane.durable_end = lane.sealed_end = lane.reserved_end = lane.flush_end = end;
+      lane.durable_end = lane.sealed_end = lane.reserved_end = lane.pieces_end = lane.flush_end =
+          end;
       const uint64_t blocks = end - segment.first_block;
       stats.admitted_blocks += blocks;
       stats.resident_blocks += blocks;

@@ -132,8 +132,8 @@ void ManifestTable::Apply(const Cut& cut) {
     stats.resident_bytes -= blocks * layout.rows_bytes();
     stats.deleted_bytes += blocks * layout.rows_bytes();
     stats.index_bytes -= blocks * layout.piece_bytes();
-    for (uint32_t* end :
-         {&lane.durable_end, &lane.sealed_end, &lane.reserved_end, &lane.flush_end}) {
+    for (uint32_t* end : {&lane.durable_end, &lane.sealed_end, &lane.reserved_end, &lane.pieces_end,
+                          &lane.flush_end}) {
       *end = std::min(*end, keep_end);
     }
     FreeExtents(segment, static_cast<uint16_t>(i), keep_end, free_end);

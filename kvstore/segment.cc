@@ -16,7 +16,8 @@ Segment::Segment(const void* its_owner, SegmentId its_id, BlockLayout its_layout
       in_host(layout.layers),
       tail_rows(layout.layers, 0) {
   for (Lane& lane : lanes) {
-    lane.durable_end = lane.sealed_end = lane.reserved_end = lane.flush_end = first_block;
+    lane.durable_end = lane.sealed_end = lane.reserved_end = lane.pieces_end = lane.flush_end =
+        first_block;
   }
 }
 
@@ -54,7 +55,7 @@ bool Segment::Freed(ExtentKind kind, uint32_t index) const {
 bool Segment::Dirty(uint16_t lane_index, ExtentKind kind, uint32_t index) const {
   const Lane& lane = lanes[lane_index];
   if (kind == ExtentKind::kRows) return first_block + index >= lane.durable_end;
-  const uint32_t end = std::min(StripeBlock(index) + layout.stripe_blocks, lane.reserved_end);
+  const uint32_t end = std::min(StripeBlock(index) + layout.stripe_blocks, lane.pieces_end);
   return end > lane.durable_end;
 }
 

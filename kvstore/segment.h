@@ -53,6 +53,8 @@ struct Lane {
   uint32_t durable_end = 0;
   uint32_t sealed_end = 0;
   uint32_t reserved_end = 0;
+  // Up to where there is room in stripes, from sealed_end to reserved_end.
+  uint32_t pieces_end = 0;
   // Up to where a flush wants blocks on disk in a store that does not write behind.
   uint32_t flush_end = 0;
 };

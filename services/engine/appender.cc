@@ -122,15 +122,19 @@ absl::Status Appender::Compare(const AppendRows& rows, int64_t count, absl::Time
 }
 
 absl::StatusOr<uint32_t> Appender::Reserve(int layer, uint32_t block, uint32_t end,
-                                           absl::Time deadline) {
+                                           uint32_t full_end, absl::Time deadline) {
   kvstore::Segment& segment = sequence_.open_segment();
-  const auto layer_index = static_cast<uint16_t>(layer);
-  absl::Status status = store_.Reserve(segment, layer_index, block, block + 1, deadline);
+  const auto reserve = [&](absl::Time until) {
+    const auto layer_index = static_cast<uint16_t>(layer);
+    return block < full_end ? store_.Reserve(segment, layer_index, block, block + 1, until)
+                            : store_.ReserveRows(segment, layer_index, block, block + 1, until);
+  };
+  absl::Status status = reserve(deadline);
   if (absl::IsResourceExhausted(status)) return NoRoom(status.message());
   if (!status.ok()) return status;
   // Whoever waits for the next waits with this one sealed, so that it may leave.
   for (++block; block < end; ++block) {
-    status = store_.Reserve(segment, layer_index, block, block + 1, absl::InfinitePast());
+    status = reserve(absl::InfinitePast());
     if (!status.ok()) break;
   }
   return block;
@@ -141,11 +145,13 @@ absl::StatusOr<int64_t> Appender::Write(const AppendRows& rows, int64_t first,
   const kvstore::BlockLayout& layout = sequence_.layout.block;
   const int64_t position = rows.position + first;
   const auto block = static_cast<uint32_t>(position / layout.block_tokens);
-  const auto last = static_cast<uint32_t>((rows.position + rows.rows - 1) / layout.block_tokens);
+  const int64_t rows_end = rows.position + rows.rows;
+  const auto last = static_cast<uint32_t>((rows_end - 1) / layout.block_tokens);
   // Stripe by stripe: blocks of one stripe seal together.
   const uint32_t stripe_end = (block / layout.stripe_blocks + 1) * layout.stripe_blocks;
   const absl::StatusOr<uint32_t> end =
-      Reserve(rows.layer, block, std::min(last + 1, stripe_end), deadline);
+      Reserve(rows.layer, block, std::min(last + 1, stripe_end),
+              static_cast<uint32_t>(rows_end / layout.block_tokens), deadline);
   if (!end.ok()) return end.status();
   const int64_t count = std::min(rows.rows - first, int64_t{*end} * layout.block_tokens - position);
   const auto full_end = static_cast<uint32_t>((position + count) / layout.block_tokens);

@@ -46,9 +46,10 @@ class Appender {
   // Writes rows from `first` on, as many as find room at once, and seals the blocks that they fill.
   // How many; at least one.
   absl::StatusOr<int64_t> Write(const AppendRows& rows, int64_t first, absl::Time deadline);
-  // Makes room for blocks of the open segment from `block` on; where it ends. Waits for the first
-  // only.
-  absl::StatusOr<uint32_t> Reserve(int layer, uint32_t block, uint32_t end, absl::Time deadline);
+  // Makes room for blocks of the open segment from `block` on, and for the pieces of those below
+  // `full_end`; where it ends. Waits for the first only.
+  absl::StatusOr<uint32_t> Reserve(int layer, uint32_t block, uint32_t end, uint32_t full_end,
+                                   absl::Time deadline);
   // Open rows of blocks [block, end), by block, then by head.
   std::vector<std::byte*> OpenRows(int layer, uint32_t block, uint32_t end);
   // Copies those of rows [first, first + count) that stand in `block` to its open rows.

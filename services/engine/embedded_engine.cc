@@ -231,7 +231,7 @@ absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, 
     const auto end = static_cast<uint16_t>(std::min(first + step, int{layout.layers}));
     std::vector<kvstore::ReadRequest> requests;
     for (uint16_t layer = first; layer < end; ++layer) {
-      absl::Status status = store_->Reserve(to, layer, block, block + 1, deadline);
+      absl::Status status = store_->ReserveRows(to, layer, block, block + 1, deadline);
       if (absl::IsResourceExhausted(status)) return NoRoom(status.message());
       if (!status.ok()) return status;
       for (uint16_t head = 0; head < layout.heads; ++head) {

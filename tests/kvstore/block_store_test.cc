@@ -311,6 +311,28 @@ TEST_F(BlockStoreTest, ReserveIsIdempotentAndChecked) {
   }
 }
 
+TEST_F(BlockStoreTest, RowsAloneTakeNoStripe) {
+  Open();
+  const SegmentRef segment = NewSegment();
+  ASSERT_OK(Commit("sequence", {{segment, 0, kOpenEnd}}));
+  // 0 begins a stripe, 1 lies within it, 4 begins the next.
+  for (const uint32_t block : {0, 1, 4}) {
+    SCOPED_TRACE(block);
+    ASSERT_OK(AppendBlocks(*store_, *segment, store_->SealedEnd(*segment, 0, 0), block));
+    ASSERT_OK(store_->Flush(*segment, {}, Soon()));
+    const TierStats before = store_->HostStats();
+    ASSERT_OK(store_->ReserveRows(*segment, 0, block, block + 1, Soon()));
+    EXPECT_EQ(store_->HostStats().index_bytes, before.index_bytes);
+    EXPECT_EQ(store_->HostStats().used_bytes, before.used_bytes + 2 * layout_.rows_bytes());
+    EXPECT_EQ(store_->HostStats().pinned_bytes, before.pinned_bytes + 2 * layout_.rows_bytes());
+    std::byte* rows = store_->OpenRows(*segment, 0, 1, block);
+    ASSERT_OK(store_->Reserve(*segment, 0, block, block + 1, Soon()));
+    EXPECT_EQ(store_->OpenRows(*segment, 0, 1, block), rows);
+    ASSERT_OK(AppendBlocks(*store_, *segment, block, block + 1));
+    ASSERT_OK(CheckBlocks(*store_, *segment, 0, block + 1));
+  }
+}
+
 TEST_F(BlockStoreTest, LayoutsThatDoNotFitTheMemoryAreRefused) {
   options_.disk_path.clear();
   Open();

@@ -234,5 +234,23 @@ TEST(LimitTest, SequencesAreBoundedAndADeleteMakesRoom) {
   EXPECT_OK(engine->Create({}, Spec(SmallGeometry())));
 }
 
+// A stripe holds the pieces of many blocks; none of them is there yet.
+TEST(BranchMemoryTest, AForkWithinABlockTakesMemoryForItsRowsOnly) {
+  const auto memory = OpenEngine(MemoryOptions());
+  const SequenceInfo parent = *memory->Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(*memory, parent, kSeed, 0, 100));
+  const kvstore::TierStats before = (*memory->ListTiers())[0].stats;
+  const absl::StatusOr<SequenceInfo> child = memory->Fork({}, parent.handle, 90, "");
+  ASSERT_OK(child);
+  const kvstore::TierStats after = (*memory->ListTiers())[0].stats;
+  EXPECT_EQ(after.index_bytes, before.index_bytes);
+  const engine::Geometry& geometry = child->spec.geometry;
+  const uint64_t rows = static_cast<uint64_t>(child->block_tokens) * geometry.row_bytes();
+  EXPECT_EQ(after.used_bytes - before.used_bytes, rows * geometry.layers * geometry.kv_heads);
+  // The first block that it fills brings the stripe.
+  ASSERT_OK(AppendSeed(*memory, *child, kSeed, 90, 128));
+  EXPECT_GT((*memory->ListTiers())[0].stats.index_bytes, before.index_bytes);
+}
+
 }  // namespace
 }  // namespace terrace::testing
