@@ -153,9 +153,10 @@ struct ParkedBytes {
 // Where the blocks of some range live.
 struct Residency {
   uint64_t sealed_blocks = 0;
-  // In memory, at least some of their rows; open blocks too.
+  // Of these, those that have at least some of their rows in memory.
   uint64_t host_blocks = 0;
   uint64_t disk_blocks = 0;
+  // With those of open blocks.
   uint64_t host_row_bytes = 0;
   uint64_t host_index_bytes = 0;
   // Stored bytes of rows and pieces on disk.

@@ -90,10 +90,22 @@ Residency Segment::Describe(uint16_t layer, uint32_t first, uint32_t end) const 
     cells -= CountInHost(layer, first_block, first);
     cells -= CountInHost(layer, end, known_end);
   }
-  sum.host_blocks = cells.blocks;
+  sum.host_blocks = cells.blocks - OpenInHost(layer, first, end);
   sum.host_row_bytes = cells.granules * layout.granule_bytes();
   sum.host_index_bytes = cells.pieces * layout.piece_bytes();
   return sum;
+}
+
+uint64_t Segment::OpenInHost(uint16_t layer, uint32_t first, uint32_t end) const {
+  uint64_t count = 0;
+  for (uint16_t head = 0; head < layout.heads; ++head) {
+    for (uint32_t block = std::max(first, lane(layer, head).sealed_end); block < end; ++block) {
+      const Extent* rows =
+          FindExtent(LaneIndex(layer, head), ExtentKind::kRows, block - first_block);
+      if (rows != nullptr && rows->valid != 0) ++count;
+    }
+  }
+  return count;
 }
 
 HostCells Segment::CountInHost(uint16_t layer, uint32_t first, uint32_t end) const {

@@ -142,6 +142,8 @@ class Segment : public std::enable_shared_from_this<Segment> {
  private:
   // By looking at each extent.
   HostCells CountInHost(uint16_t layer, uint32_t first, uint32_t end) const;
+  // Blocks that are not sealed and have rows in memory.
+  uint64_t OpenInHost(uint16_t layer, uint32_t first, uint32_t end) const;
 };
 
 }  // namespace terrace::kvstore

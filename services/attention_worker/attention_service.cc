@@ -19,6 +19,7 @@ namespace terrace::attention_worker {
 namespace {
 
 using runtime::CallerOf;
+using runtime::RunInline;
 using runtime::RunUnary;
 
 class AttentionServiceImpl final : public v1::AttentionService::CallbackService {
@@ -30,7 +31,7 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
   grpc::ServerUnaryReactor* OpenSequence(grpc::CallbackServerContext* context,
                                          const v1::OpenSequenceRequest* request,
                                          v1::OpenSequenceResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::OpenSequence(engine_, CallerOf(*context), *request, response);
     });
   }
@@ -38,22 +39,21 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
   grpc::ServerUnaryReactor* LookupPrefix(grpc::CallbackServerContext* context,
                                          const v1::LookupPrefixRequest* request,
                                          v1::LookupPrefixResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::LookupPrefix(engine_, CallerOf(*context), *request, response);
     });
   }
 
   grpc::ServerReadReactor<v1::AppendKvRequest>* AppendKv(grpc::CallbackServerContext* context,
                                                          v1::AppendKvResponse* response) override {
-    return new runtime::BulkAppendReactor(context, engine_, executor_, response);
+    return new runtime::BulkAppendReactor(context, engine_, executor_, drain_, response);
   }
 
   grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* context,
                                    const v1::AttendRequest* request,
                                    v1::AttendResponse* response) override {
     const absl::Time arrival = absl::Now();
-    return RunUnary(context, executor_, [=, this] {
-      if (drain_.started()) return engine::Draining();
+    return RunUnary(context, executor_, *request, [=, this] {
       response->set_request_id(request->request_id());
       return Step(CallerOf(*context), *request, arrival, response);
     });
@@ -74,7 +74,7 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
   grpc::ServerUnaryReactor* Truncate(grpc::CallbackServerContext* context,
                                      const v1::TruncateRequest* request,
                                      v1::TruncateResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::Truncate(engine_, CallerOf(*context), *request, response);
     });
   }
@@ -82,7 +82,7 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
   grpc::ServerUnaryReactor* Flush(grpc::CallbackServerContext* context,
                                   const v1::FlushRequest* request,
                                   v1::FlushResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::Flush(engine_, CallerOf(*context), *request, response);
     });
   }
@@ -98,14 +98,14 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
   grpc::ServerUnaryReactor* Close(grpc::CallbackServerContext* context,
                                   const v1::CloseRequest* request,
                                   v1::CloseResponse* /*response*/) override {
-    return RunUnary(context, executor_,
+    return RunUnary(context, executor_, *request,
                     [=, this] { return runtime::Close(engine_, CallerOf(*context), *request); });
   }
 
   grpc::ServerUnaryReactor* GetSequence(grpc::CallbackServerContext* context,
                                         const v1::GetSequenceRequest* request,
                                         v1::GetSequenceResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::GetSequence(engine_, CallerOf(*context), *request, response);
     });
   }
@@ -113,7 +113,7 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
   grpc::ServerUnaryReactor* GetLimits(grpc::CallbackServerContext* context,
                                       const v1::GetLimitsRequest* /*request*/,
                                       v1::GetLimitsResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunInline(context, executor_, [=, this] {
       runtime::GetLimits(engine_, options_.max_message_bytes, options_.shard, response);
       return absl::OkStatus();
     });
@@ -128,8 +128,9 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
       return absl::InvalidArgumentError(
           absl::StrCat("items: got ", request.items_size(), ", expected 1 to ", batch_max));
     }
-    engine::StepOptions options = runtime::OptionsOf(request, arrival);
-    if (options.mode == engine::RemoteMode::kAuto) options.mode = options_.default_mode;
+    absl::StatusOr<engine::StepOptions> options = runtime::OptionsOf(request, arrival);
+    if (!options.ok()) return options.status();
+    if (options->mode == engine::RemoteMode::kAuto) options->mode = options_.default_mode;
     // An item that cannot be read fails alone; the others run as one batch.
     std::vector<engine::StepRequest> steps;
     std::vector<int> item_of_step;
@@ -145,7 +146,7 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
     }
     const absl::Duration queued = absl::Now() - arrival;
     std::vector<engine::StepResult> done = engine_.Attend(
-        caller, static_cast<int>(std::min<uint32_t>(request.layer(), INT32_MAX)), steps, options);
+        caller, static_cast<int>(std::min<uint32_t>(request.layer(), INT32_MAX)), steps, *options);
     for (size_t s = 0; s < done.size(); ++s) {
       done[s].account.stages.queue = queued;
       results[item_of_step[s]] = std::move(done[s]);

@@ -7,12 +7,15 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "services/admin/admin_service.h"
 #include "services/attention_worker/attention_service.h"
 #include "services/kv_store/remote_engine.h"
 #include "services/runtime/daemon.h"
-#include "services/runtime/parting_flush.h"
+#include "services/runtime/endpoint.h"
+#include "services/runtime/engine_life.h"
 
 namespace terrace {
 namespace {
@@ -68,51 +71,58 @@ absl::Status Validate(CLI::App& app, Flags& flags) {
     return absl::InvalidArgumentError(
         "stores: got none with --engine=remote, expected HOST:PORT[,HOST:PORT…]");
   }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<std::unique_ptr<engine::KvEngine>> OpenEngine(const Flags& flags) {
-  if (flags.engine == "embedded") {
-    absl::StatusOr<std::unique_ptr<engine::EmbeddedEngine>> engine =
-        engine::EmbeddedEngine::Open(flags.embedded);
-    if (!engine.ok()) return engine.status();
-    for (const std::string& message : (*engine)->damaged()) {
-      spdlog::error("event=damaged_sequence message=\"{}\"", message);
+  for (const std::string& store : flags.remote.stores) {
+    if (absl::Status status = runtime::ValidateEndpoint(store); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("stores: ", status.message()));
     }
-    return std::unique_ptr<engine::KvEngine>(*std::move(engine));
   }
-  auto engine = std::make_unique<kv_store::RemoteEngine>(flags.remote);
-  const absl::Status status = engine->Connect(absl::Now() + kConnectTimeout);
-  if (absl::IsFailedPrecondition(status)) return status;
-  if (!status.ok()) {
-    spdlog::warn("event=no_store message=\"{}\"", std::string(status.message()));
-  }
-  return std::unique_ptr<engine::KvEngine>(std::move(engine));
+  return runtime::RefuseEngineFlags(app, "with --engine=remote");
 }
 
-absl::Status Run(const Flags& flags) {
-  absl::StatusOr<std::unique_ptr<engine::KvEngine>> engine = OpenEngine(flags);
-  if (!engine.ok()) return engine.status();
+absl::Status RunService(const Flags& flags, engine::KvEngine& engine, uint32_t shard,
+                        runtime::Around around) {
   runtime::Drain drain;
-  runtime::Executor executor(flags.server.threads, static_cast<size_t>(flags.server.queue_max));
-  const uint32_t shard = flags.engine == "embedded" ? flags.embedded.store.shard : 0;
+  runtime::Executor executor(flags.server.threads, static_cast<size_t>(flags.server.queue_max),
+                             flags.server.inflight_bytes);
   const std::unique_ptr<grpc::Service> attention =
-      attention_worker::MakeAttentionService(**engine, executor, drain,
+      attention_worker::MakeAttentionService(engine, executor, drain,
                                              {.max_message_bytes = flags.server.max_message_bytes,
                                               .shard = shard,
                                               .default_mode = flags.mode});
-  const std::unique_ptr<grpc::Service> admin = admin::MakeAdminService(**engine, executor);
-  auto* remote = dynamic_cast<kv_store::RemoteEngine*>(engine->get());
-  absl::Status status = runtime::Serve(flags.server, "terrace-attention-worker",
-                                       {attention.get(), admin.get()}, drain, [remote] {
-                                         if (remote != nullptr) remote->Cancel();
-                                       });
-  if (auto* embedded = dynamic_cast<engine::EmbeddedEngine*>(engine->get()); embedded != nullptr) {
-    runtime::FlushBeforeExit(*embedded, flags.embedded.store,
-                             absl::Now() + flags.server.drain_timeout);
-    runtime::FinishRecording(*embedded);
+  const std::unique_ptr<grpc::Service> admin = admin::MakeAdminService(engine, executor);
+  return runtime::Serve(flags.server, {.name = "terrace-attention-worker",
+                                       .services = {attention.get(), admin.get()},
+                                       .executor = executor,
+                                       .drain = drain,
+                                       .around = std::move(around)});
+}
+
+absl::Status RunEmbedded(const Flags& flags) {
+  const auto engine = engine::EmbeddedEngine::Unopened(flags.embedded);
+  return RunService(flags, *engine, flags.embedded.store.shard,
+                    runtime::AroundEngine(*engine, flags.embedded.store));
+}
+
+// Stores that do not answer are asked again when they are needed.
+absl::Status Connect(kv_store::RemoteEngine& engine) {
+  const absl::Status status = engine.Connect(absl::Now() + kConnectTimeout);
+  if (absl::IsFailedPrecondition(status)) return status;
+  for (const absl::Status& error : engine.Unreachable()) {
+    spdlog::warn("event=no_store message=\"{}\"", std::string(error.message()));
   }
-  return status;
+  return absl::OkStatus();
+}
+
+absl::Status RunRemote(const Flags& flags) {
+  kv_store::RemoteEngine engine(flags.remote);
+  return RunService(flags, engine, /*shard=*/0,
+                    {.start = [&] { return Connect(engine); },
+                     .cancel = [&] { engine.Cancel(); },
+                     .finish = nullptr});
+}
+
+absl::Status Run(const Flags& flags) {
+  return flags.engine == "embedded" ? RunEmbedded(flags) : RunRemote(flags);
 }
 
 }  // namespace

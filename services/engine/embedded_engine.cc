@@ -58,35 +58,48 @@ EmbeddedEngine::EmbeddedEngine(const EmbeddedOptions& options) : options_(option
   pool_ = std::make_unique<WorkPool>(options.compute_threads > 0 ? options.compute_threads : cores);
 }
 
+std::unique_ptr<EmbeddedEngine> EmbeddedEngine::Unopened(const EmbeddedOptions& options) {
+  return std::unique_ptr<EmbeddedEngine>(new EmbeddedEngine(options));
+}
+
+absl::Status EmbeddedEngine::Start() {
+  absl::StatusOr<std::unique_ptr<kvstore::BlockStore>> store =
+      kvstore::BlockStore::Open(options_.store);
+  if (!store.ok()) return store.status();
+  StartOn(*std::move(store));
+  if (options_.record_steps.empty()) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<StepRecorder>> recorder =
+      StepRecorder::Create({.path = options_.record_steps,
+                            .bytes_max = options_.record_bytes,
+                            .block_tokens = static_cast<uint32_t>(options_.block_tokens)});
+  if (!recorder.ok()) return recorder.status();
+  recorder_ = *std::move(recorder);
+  return absl::OkStatus();
+}
+
+void EmbeddedEngine::StartOn(std::unique_ptr<kvstore::BlockStore> store) {
+  store_ = std::move(store);
+  Recover();
+  if (options_.prefetch && !options_.store.disk_path.empty()) {
+    prefetcher_ = std::make_unique<Prefetcher>(*store_);
+  }
+  if (options_.sweep_interval > absl::ZeroDuration()) {
+    sweeper_ = std::thread([this] { RunSweeps(); });
+  }
+}
+
 absl::StatusOr<std::unique_ptr<EmbeddedEngine>> EmbeddedEngine::Open(
     const EmbeddedOptions& options) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<kvstore::BlockStore>> store =
-      kvstore::BlockStore::Open(options.store);
-  if (!store.ok()) return store.status();
-  std::unique_ptr<EmbeddedEngine> engine = OpenOn(options, *std::move(store));
-  if (!options.record_steps.empty()) {
-    absl::StatusOr<std::unique_ptr<StepRecorder>> recorder =
-        StepRecorder::Create({.path = options.record_steps,
-                              .bytes_max = options.record_bytes,
-                              .block_tokens = static_cast<uint32_t>(options.block_tokens)});
-    if (!recorder.ok()) return recorder.status();
-    engine->recorder_ = *std::move(recorder);
-  }
+  std::unique_ptr<EmbeddedEngine> engine = Unopened(options);
+  if (absl::Status status = engine->Start(); !status.ok()) return status;
   return engine;
 }
 
 std::unique_ptr<EmbeddedEngine> EmbeddedEngine::OpenOn(const EmbeddedOptions& options,
                                                        std::unique_ptr<kvstore::BlockStore> store) {
-  auto engine = std::unique_ptr<EmbeddedEngine>(new EmbeddedEngine(options));
-  engine->store_ = std::move(store);
-  engine->Recover();
-  if (options.prefetch && !options.store.disk_path.empty()) {
-    engine->prefetcher_ = std::make_unique<Prefetcher>(*engine->store_);
-  }
-  if (options.sweep_interval > absl::ZeroDuration()) {
-    engine->sweeper_ = std::thread([raw = engine.get()] { raw->RunSweeps(); });
-  }
+  std::unique_ptr<EmbeddedEngine> engine = Unopened(options);
+  engine->StartOn(std::move(store));
   return engine;
 }
 

@@ -58,7 +58,12 @@ struct EmbeddedOptions {
 // Thread-safe.
 class EmbeddedEngine final : public KvEngine {
  public:
-  // Opens the store and brings back what was durable. The errors of BlockStore::Open.
+  // One that is not open yet: until Start has returned OK only it, limits() and shard() may be
+  // called. Requires: `options` are valid.
+  static std::unique_ptr<EmbeddedEngine> Unopened(const EmbeddedOptions& options);
+  // Opens the store and brings back what was durable. Once. The errors of BlockStore::Open.
+  absl::Status Start();
+  // One that has started. InvalidArgument when the options are not valid.
   static absl::StatusOr<std::unique_ptr<EmbeddedEngine>> Open(const EmbeddedOptions& options);
   // The same over a store that is open, with faults for tests. Requires: `options` are valid, and
   // options.store are those of the store.
@@ -85,11 +90,12 @@ class EmbeddedEngine final : public KvEngine {
   std::vector<StepResult> Attend(const Caller& caller, int layer,
                                  absl::Span<const StepRequest> requests,
                                  const StepOptions& options) override;
-  absl::StatusOr<std::vector<TierReport>> ListTiers() override;
+  absl::StatusOr<std::vector<TierReport>> ListTiers(const Listing& listing = {}) override;
   absl::StatusOr<std::vector<SequenceSummary>> ListSequences(absl::string_view tenant,
-                                                             absl::string_view after,
-                                                             int limit) override;
-  absl::StatusOr<SequenceDescription> Describe(absl::string_view handle) override;
+                                                             absl::string_view after, int limit,
+                                                             const Listing& listing = {}) override;
+  absl::StatusOr<SequenceDescription> Describe(
+      absl::string_view handle, absl::Time deadline = absl::InfiniteFuture()) override;
   Limits limits() const override { return options_.limits; }
 
   // One step up to `form`, for a worker elsewhere that finishes it. part.status says how it went.
@@ -149,6 +155,7 @@ class EmbeddedEngine final : public KvEngine {
     absl::Status why;
   };
 
+  void StartOn(std::unique_ptr<kvstore::BlockStore> store);
   // Sequences that cannot be brought back are set aside; the others are served.
   void Recover();
   absl::Status RecoverOne(const kvstore::Manifest& manifest, absl::Time deadline);

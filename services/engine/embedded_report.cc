@@ -7,7 +7,7 @@
 
 namespace terrace::engine {
 
-absl::StatusOr<std::vector<TierReport>> EmbeddedEngine::ListTiers() {
+absl::StatusOr<std::vector<TierReport>> EmbeddedEngine::ListTiers(const Listing& /*listing*/) {
   std::vector<TierReport> tiers;
   tiers.push_back({.shard = shard(), .tier = Tier::kHost, .stats = store_->HostStats()});
   if (!options_.store.disk_path.empty()) {
@@ -56,21 +56,24 @@ std::shared_ptr<Sequence> EmbeddedEngine::NextSequence(absl::string_view tenant,
 
 absl::StatusOr<std::vector<SequenceSummary>> EmbeddedEngine::ListSequences(absl::string_view tenant,
                                                                            absl::string_view after,
-                                                                           int limit) {
+                                                                           int limit,
+                                                                           const Listing& listing) {
   std::vector<SequenceSummary> summaries;
   std::string last(after);
   while (static_cast<int>(summaries.size()) < limit) {
     const std::shared_ptr<Sequence> sequence = NextSequence(tenant, last);
     if (sequence == nullptr) break;
     last = sequence->handle;
-    const SharedHold gate(sequence->gate, absl::InfiniteFuture());
+    const SharedHold gate(sequence->gate, listing.deadline);
+    if (!gate.held()) return NotBegun("list of sequences");
     // One that is closed meanwhile makes no page short: a short page is the last.
     if (!sequence->closed) summaries.push_back(Summarize(*sequence, nullptr));
   }
   return summaries;
 }
 
-absl::StatusOr<SequenceDescription> EmbeddedEngine::Describe(absl::string_view handle) {
+absl::StatusOr<SequenceDescription> EmbeddedEngine::Describe(absl::string_view handle,
+                                                             absl::Time deadline) {
   std::shared_ptr<Sequence> sequence;
   {
     const kvstore::MutexLock lock(mu_);
@@ -78,7 +81,8 @@ absl::StatusOr<SequenceDescription> EmbeddedEngine::Describe(absl::string_view h
     if (found == sequences_.end()) return SequenceNotFound(handle);
     sequence = found->second;
   }
-  const SharedHold gate(sequence->gate, absl::InfiniteFuture());
+  const SharedHold gate(sequence->gate, deadline);
+  if (!gate.held()) return NotBegun("description");
   if (sequence->closed) return SequenceNotFound(handle);
   SequenceDescription description;
   description.summary = Summarize(*sequence, &description.layers);

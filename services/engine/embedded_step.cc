@@ -19,9 +19,11 @@ absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, const Writing& wri
   }
   const int64_t tokens_max = options_.limits.max_sequence_tokens;
   if (rows.position < 0 || rows.position > tokens_max - rows.rows) {
-    return LimitExceeded(absl::StrCat("position: got ", rows.position, " with ", rows.rows,
-                                      " rows, expected a sequence of at most ", tokens_max,
-                                      " tokens"));
+    // It stays too long however often it is tried.
+    return WithDetail(absl::ResourceExhaustedError(absl::StrCat(
+                          "position: got ", rows.position, " with ", rows.rows,
+                          " rows, expected a sequence of at most ", tokens_max, " tokens")),
+                      {.reason = "LIMIT_EXCEEDED", .metadata = {}, .retry_delay = std::nullopt});
   }
   if (absl::Status status =
           RestoreTailLocked(sequence, rows.layer, rows.position + rows.rows, deadline);

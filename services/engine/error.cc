@@ -101,6 +101,12 @@ absl::Status Draining() {
                     {.reason = "DRAINING", .metadata = {}, .retry_delay = absl::Seconds(1)});
 }
 
+absl::Status Recovering() {
+  return WithDetail(
+      absl::UnavailableError("recovering: this process is bringing back what it held"),
+      {.reason = "RECOVERING", .metadata = {}, .retry_delay = absl::Seconds(1)});
+}
+
 absl::Status ShardUnavailable(absl::string_view endpoint, absl::string_view why) {
   return WithDetail(
       absl::UnavailableError(absl::StrCat("kv-store at ", endpoint, " does not answer: ", why)),

@@ -41,6 +41,8 @@ absl::Status NoRoom(absl::string_view what);
 absl::Status TierUnavailable(absl::string_view what);
 absl::Status LimitExceeded(absl::string_view what);
 absl::Status Draining();
+// Unavailable: the process serves, but does not have its sequences back yet.
+absl::Status Recovering();
 // Unavailable: the store that holds the data does not answer.
 absl::Status ShardUnavailable(absl::string_view endpoint, absl::string_view why);
 

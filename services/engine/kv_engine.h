@@ -74,6 +74,14 @@ struct Limits {
   int64_t max_answer_bytes = int64_t{1} << 30;
 };
 
+// How a list for people is made.
+struct Listing {
+  absl::Time deadline = absl::InfiniteFuture();
+  // Unless null, gets an error for each store whose part the list lacks, naming it: none when the
+  // tiers are in this process.
+  std::vector<absl::Status>* unreachable = nullptr;
+};
+
 // Thread-safe. A sequence has one writer at a time: a second one is fenced by the epoch. Readers
 // see a consistent length.
 class KvEngine {
@@ -117,16 +125,14 @@ class KvEngine {
                                          absl::Span<const StepRequest> requests,
                                          const StepOptions& options) = 0;
 
-  // For people; all tenants.
-  virtual absl::StatusOr<std::vector<TierReport>> ListTiers() = 0;
+  // For people; all tenants. Unavailable when no store answers.
+  virtual absl::StatusOr<std::vector<TierReport>> ListTiers(const Listing& listing = {}) = 0;
   // At most `limit` summaries with a handle after `after`, in order of handle.
-  virtual absl::StatusOr<std::vector<SequenceSummary>> ListSequences(absl::string_view tenant,
-                                                                     absl::string_view after,
-                                                                     int limit) = 0;
-  // What the two lists left out: an error for each store that did not answer, naming it. None when
-  // the tiers are in this process.
-  virtual std::vector<absl::Status> Unreachable() { return {}; }
-  virtual absl::StatusOr<SequenceDescription> Describe(absl::string_view handle) = 0;
+  virtual absl::StatusOr<std::vector<SequenceSummary>> ListSequences(
+      absl::string_view tenant, absl::string_view after, int limit,
+      const Listing& listing = {}) = 0;
+  virtual absl::StatusOr<SequenceDescription> Describe(
+      absl::string_view handle, absl::Time deadline = absl::InfiniteFuture()) = 0;
 
   virtual Limits limits() const = 0;
 };

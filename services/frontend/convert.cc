@@ -137,6 +137,17 @@ bool LostTokens(const google::rpc::Status& status) {
   return false;
 }
 
+std::optional<absl::Duration> RetryDelay(const google::rpc::Status& status) {
+  if (status.code() != static_cast<int>(absl::StatusCode::kResourceExhausted)) return std::nullopt;
+  for (const google::protobuf::Any& any : status.details()) {
+    google::rpc::RetryInfo retry;
+    if (!any.UnpackTo(&retry)) continue;
+    return absl::Seconds(retry.retry_delay().seconds()) +
+           absl::Nanoseconds(retry.retry_delay().nanos());
+  }
+  return std::nullopt;
+}
+
 absl::Status FromProto(const google::rpc::Status& status) {
   if (status.code() == 0) return absl::OkStatus();
   const bool known = status.code() > 0 && status.code() <= 16;

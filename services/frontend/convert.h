@@ -4,9 +4,11 @@
 #define TERRACE_SERVICES_FRONTEND_CONVERT_H_
 
 #include <initializer_list>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "attention/policy.h"
 #include "services/frontend/read_account.h"
@@ -32,6 +34,8 @@ absl::Status GetTensor(const v1::Tensor& tensor, std::initializer_list<int64_t> 
 absl::Status FromProto(const google::rpc::Status& status);
 // Whether a step failed because its position lies beyond what the service holds.
 bool LostTokens(const google::rpc::Status& status);
+// After how long the service asks to be asked again, for a call that it had no room for.
+std::optional<absl::Duration> RetryDelay(const google::rpc::Status& status);
 SequenceState FromProto(const v1::SequenceInfo& info);
 
 // The account of one answer.

@@ -21,6 +21,7 @@ enum class ExitCode : int {
   kUnavailable = 3,
   kBadInput = 4,
   kRefused = 5,
+  kDeadline = 6,
   kInterrupted = 130,
 };
 

@@ -43,9 +43,12 @@ void Say(absl::string_view line) {
 // Input is our own side's: everything before the first call to the service.
 ExitCode CodeOf(const absl::Status& status, bool input) {
   if (status.ok()) return ExitCode::kOk;
-  if (absl::IsCancelled(status) && interrupts > 0) return ExitCode::kInterrupted;
+  // Nobody waits for room any more, either.
+  const bool given_up = absl::IsCancelled(status) || absl::IsResourceExhausted(status);
+  if (given_up && interrupts > 0) return ExitCode::kInterrupted;
   if (absl::IsUnavailable(status)) return ExitCode::kUnavailable;
   if (input) return ExitCode::kBadInput;
+  if (absl::IsDeadlineExceeded(status)) return ExitCode::kDeadline;
   return absl::IsInternal(status) || absl::IsUnknown(status) ? ExitCode::kFailed
                                                              : ExitCode::kRefused;
 }
@@ -73,10 +76,6 @@ absl::StatusOr<Input> LoadInput(const GenerateArgs& args) {
   absl::StatusOr<Tokenizer> tokenizer = Tokenizer::ForModel(args.model, config);
   if (!tokenizer.ok()) return tokenizer.status();
   input.tokenizer = *std::move(tokenizer);
-  for (const attention::Policy& policy : args.policies) {
-    absl::Status status = attention::ValidatePolicy(policy, config.head_dim);
-    if (!status.ok()) return status;
-  }
   const absl::StatusOr<std::string> prompt = ReadText(args.prompt_file);
   if (!prompt.ok()) return prompt.status();
   input.prompt = input.tokenizer.EncodeDocument(*prompt);
@@ -130,6 +129,7 @@ absl::StatusOr<std::unique_ptr<TerraceBackend>> Connect(const GenerateArgs& args
   options.tenant = args.tenant;
   options.mode = args.remote_mode();
   options.step_deadline = args.step_deadline;
+  options.interrupted = [] { return interrupts > 0; };
   const absl::Time give_up = absl::Now() + args.reconnect;
   while (true) {
     auto backend = TerraceBackend::Connect(options, spec);
@@ -150,10 +150,18 @@ absl::Status Prefill(TokenStream& stream, const Input& input, absl::Span<float> 
   return status;
 }
 
-void WriteText(absl::string_view bytes) {
-  const std::string safe = EscapeControls(bytes);
-  std::fwrite(safe.data(), 1, safe.size(), stdout);
+// The stream remembers a failure: see CheckOutput.
+void WriteOut(absl::string_view bytes) {
+  std::fwrite(bytes.data(), 1, bytes.size(), stdout);
   std::fflush(stdout);
+}
+
+void WriteText(absl::string_view bytes) { WriteOut(EscapeControls(bytes)); }
+
+ExitCode CheckOutput() {
+  if (std::ferror(stdout) == 0) return ExitCode::kOk;
+  Say("standard output could not be written");
+  return ExitCode::kFailed;
 }
 
 // Runs every policy; the report gets those that ended well.
@@ -181,8 +189,7 @@ absl::Status TryPolicies(const GenerateArgs& args, PolicyRun run, RunReport& rep
 
 void WriteReport(const GenerateArgs& args, const RunReport& report) {
   if (args.json) {
-    const std::string text = report.Json();
-    std::fwrite(text.data(), 1, text.size(), stdout);
+    WriteOut(report.Json());
     return;
   }
   std::fprintf(stderr, "\n%s", report.Table().c_str());
@@ -232,11 +239,24 @@ absl::Status RunOnService(const GenerateArgs& args, Input& input, TerraceBackend
   return status;
 }
 
+// What the command line asks of a model that cannot do it.
+absl::Status CheckPolicies(const GenerateArgs& args, const LlamaConfig& config) {
+  for (const attention::Policy& policy : args.policies) {
+    absl::Status status = attention::ValidatePolicy(policy, config.head_dim);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 ExitCode Run(const GenerateArgs& args) {
   absl::StatusOr<Input> input = LoadInput(args);
   if (!input.ok()) {
     Say(input.status().message());
     return CodeOf(input.status(), /*input=*/true);
+  }
+  if (absl::Status status = CheckPolicies(args, input->model->config()); !status.ok()) {
+    Say(absl::StrCat("--policy: ", status.message()));
+    return ExitCode::kUsage;
   }
   auto backend = Connect(args, *input->model);
   if (!backend.ok()) {
@@ -258,7 +278,7 @@ ExitCode Run(const GenerateArgs& args) {
     return CodeOf(status, /*input=*/false);
   }
   WriteReport(args, report);
-  return ExitCode::kOk;
+  return CheckOutput();
 }
 
 }  // namespace
@@ -268,7 +288,11 @@ int main(int argc, char** argv) {
   using terrace::frontend::ExitCode;
   const terrace::frontend::ParsedArgs parsed = terrace::frontend::ParseArgs(argc, argv);
   if (parsed.exit.has_value()) {
-    std::fputs(parsed.message.c_str(), *parsed.exit == ExitCode::kOk ? stdout : stderr);
+    if (*parsed.exit == ExitCode::kOk) {
+      terrace::frontend::WriteOut(parsed.message);
+      return static_cast<int>(terrace::frontend::CheckOutput());
+    }
+    std::fputs(parsed.message.c_str(), stderr);
     return static_cast<int>(*parsed.exit);
   }
   std::signal(SIGINT, terrace::frontend::OnInterrupt);

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "google/rpc/status.pb.h"
 #include "services/frontend/attend_stream.h"
 #include "services/frontend/convert.h"
 #include "terrace/v1/attention.grpc.pb.h"
@@ -38,6 +40,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000);
   // Notices a peer that hangs or lost its network while a step without a deadline waits.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
@@ -45,9 +48,28 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
+// Of a unary call that failed.
+std::optional<absl::Duration> RetryDelay(const grpc::Status& status) {
+  google::rpc::Status details;
+  if (!details.ParseFromString(status.error_details())) return std::nullopt;
+  return frontend::RetryDelay(details);
+}
+
+// Of a step, its call's or its item's.
+std::optional<absl::Duration> RetryDelay(const v1::AttendResponse& response) {
+  std::optional<absl::Duration> delay = frontend::RetryDelay(response.status());
+  if (!delay.has_value() && response.results_size() == 1) {
+    delay = frontend::RetryDelay(response.results(0).status());
+  }
+  return delay;
+}
+
 }  // namespace
 
 struct TerraceBackend::Connection {
+  // Whether a call that the service had no room for is to be made again: after the delay that it
+  // asked for, which has passed then.
+  bool AwaitRoom(std::optional<absl::Duration> delay, absl::Time give_up) const;
   // Runs one unary call of the stub. `what` names it in the error.
   template <typename Request, typename Response>
   absl::Status Call(absl::string_view what,
@@ -82,16 +104,33 @@ absl::Status TerraceBackend::Connection::Call(absl::string_view what,
                                               grpc::Status (v1::AttentionService::Stub::*method)(
                                                   grpc::ClientContext*, const Request&, Response*),
                                               const Request& message, Response& answer) {
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + options.call_deadline));
-  if (!options.tenant.empty()) context.AddMetadata("terrace-tenant", options.tenant);
-  const grpc::Status status = (stub.get()->*method)(&context, message, &answer);
+  const absl::Time deadline = absl::Now() + options.call_deadline;
+  grpc::Status status;
+  do {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(deadline));
+    if (!options.tenant.empty()) context.AddMetadata("terrace-tenant", options.tenant);
+    status = (stub.get()->*method)(&context, message, &answer);
+  } while (AwaitRoom(RetryDelay(status), deadline));
   if (status.ok()) return absl::OkStatus();
-  const auto code = static_cast<absl::StatusCode>(status.error_code());
-  const absl::string_view hint =
-      code == absl::StatusCode::kUnavailable ? "no attention service answers: " : "";
+  auto code = static_cast<absl::StatusCode>(status.error_code());
+  absl::string_view hint;
+  if (code == absl::StatusCode::kUnavailable) hint = "no attention service answers: ";
+  if (code == absl::StatusCode::kCancelled) {
+    // A server that shuts down cancels its calls; this side has not.
+    code = absl::StatusCode::kUnavailable;
+    hint = "the service cancelled the call: ";
+  }
   return absl::Status(
       code, absl::StrCat(what, " at ", options.address, ": ", hint, status.error_message()));
+}
+
+bool TerraceBackend::Connection::AwaitRoom(std::optional<absl::Duration> delay,
+                                           absl::Time give_up) const {
+  if (!delay.has_value() || absl::Now() + *delay >= give_up) return false;
+  if (options.interrupted && options.interrupted()) return false;
+  absl::SleepFor(*delay);
+  return true;
 }
 
 absl::StatusOr<SequenceState> TerraceBackend::Connection::OpenSequence(
@@ -265,8 +304,12 @@ absl::Status TerraceBackend::Attend(int layer, int64_t position,
   if (c.stream == nullptr) {
     c.stream = std::make_unique<AttendStream>(c.channel, c.options.tenant);
   }
-  absl::Status status =
-      c.stream->Exchange(c.request, c.response, c.options.step_deadline + c.options.answer_grace);
+  const absl::Time give_up = absl::Now() + std::min(c.options.room_wait, c.options.step_deadline);
+  absl::Status status;
+  do {
+    status =
+        c.stream->Exchange(c.request, c.response, c.options.step_deadline + c.options.answer_grace);
+  } while (status.ok() && c.AwaitRoom(RetryDelay(c.response), give_up));
   if (!status.ok()) {
     c.stream.reset();
   } else {

@@ -3,6 +3,7 @@
 #define TERRACE_SERVICES_FRONTEND_TERRACE_BACKEND_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -29,6 +30,11 @@ struct TerraceOptions {
   absl::Duration call_deadline = absl::Seconds(20);
   // The service stops a step at its deadline; its answer may take this much longer to arrive.
   absl::Duration answer_grace = absl::Seconds(2);
+  // A step that the service has no room for is sent again when the service says, until it has taken
+  // this long or its deadline. Calls are, within call_deadline.
+  absl::Duration room_wait = absl::Seconds(20);
+  // Whether to give up on that. Null for never.
+  std::function<bool()> interrupted;
 };
 
 struct ServiceLimits {
@@ -42,7 +48,9 @@ struct ServiceLimits {
 // attention of a model over it. Not thread-safe.
 //
 // Errors of all calls name the call and the address and carry the service's message. Unavailable:
-// no service answers, or it went away; a later call connects again.
+// no service answers, or it went away; a later call connects again. ResourceExhausted
+// comes from the service
+// after as many tries as TerraceOptions allow.
 class TerraceBackend : public AttentionBackend {
  public:
   // Connects and asks for the limits. InvalidArgument for an address that is none.

@@ -9,6 +9,12 @@
 #include "services/runtime/convert.h"
 
 namespace terrace::kv_store {
+namespace {
+
+// Of a message, all but its rows.
+constexpr uint64_t kFieldsBytes = 256;
+
+}  // namespace
 
 void SetRows(const engine::Geometry& geometry, const std::vector<std::byte>& rows,
              v1::Tensor* tensor) {
@@ -21,19 +27,17 @@ void SetRows(const engine::Geometry& geometry, const std::vector<std::byte>& row
 }
 
 BlockExport::BlockExport(grpc::CallbackServerContext* context, engine::EmbeddedEngine& engine,
-                         runtime::Executor& executor, const v1::ReadBlocksRequest& request)
+                         runtime::Executor& executor, uint64_t max_message_bytes,
+                         const v1::ReadBlocksRequest& request)
     : context_(context),
       engine_(engine),
       executor_(executor),
+      max_message_bytes_(max_message_bytes),
       request_(request),
       caller_(runtime::CallerOf(*context)) {
-  Submit(&BlockExport::Begin);
-}
-
-void BlockExport::Submit(void (BlockExport::*step)()) {
-  if (!executor_.Submit([this, step] { (this->*step)(); })) {
-    Finish(runtime::ToGrpcStatus(runtime::QueueFull()));
-  }
+  absl::Status refused = executor_.refusal();
+  if (refused.ok() && !executor_.Submit([this] { Begin(); })) refused = runtime::QueueFull();
+  if (!refused.ok()) Finish(runtime::ToGrpcStatus(refused));
 }
 
 void BlockExport::OnWriteDone(bool ok) {
@@ -42,7 +46,7 @@ void BlockExport::OnWriteDone(bool ok) {
     return;
   }
   Advance();
-  Submit(&BlockExport::Next);
+  executor_.Continue([this] { Next(); });
 }
 
 void BlockExport::Begin() {
@@ -74,7 +78,14 @@ void BlockExport::Next() {
     Finish(grpc::Status::CANCELLED);
     return;
   }
-  count_ = std::min<int64_t>(end_ - position_, info_.block_tokens - position_ % info_.block_tokens);
+  if (const absl::Status refused = executor_.refusal(); !refused.ok()) {
+    Finish(runtime::ToGrpcStatus(refused));
+    return;
+  }
+  const auto row_bytes = static_cast<int64_t>(info_.spec.geometry.row_bytes());
+  const auto bytes_max = static_cast<int64_t>(max_message_bytes_ - kFieldsBytes);
+  count_ = std::min({end_ - position_, info_.block_tokens - position_ % info_.block_tokens,
+                     std::max<int64_t>(1, bytes_max / row_bytes)});
   std::vector<uint32_t> positions(count_);
   std::iota(positions.begin(), positions.end(), static_cast<uint32_t>(position_));
   const absl::StatusOr<std::vector<std::byte>> rows =

@@ -5,6 +5,7 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "services/engine/embedded_engine.h"
@@ -17,27 +18,29 @@ namespace terrace::kv_store {
 void SetRows(const engine::Geometry& geometry, const std::vector<std::byte>& rows,
              v1::Tensor* tensor);
 
-// Answers one ReadBlocks: block after block, each read when the one before it is written. Deletes
-// itself when the call is over.
+// Answers one ReadBlocks: block after block, each read when the one before it is written, and in
+// parts where a message holds no whole one. Deletes itself when the call is over; a drain ends it
+// before the next message.
 class BlockExport final : public grpc::ServerWriteReactor<v1::ReadBlocksResponse> {
  public:
   BlockExport(grpc::CallbackServerContext* context, engine::EmbeddedEngine& engine,
-              runtime::Executor& executor, const v1::ReadBlocksRequest& request);
+              runtime::Executor& executor, uint64_t max_message_bytes,
+              const v1::ReadBlocksRequest& request);
 
   void OnWriteDone(bool ok) override;
   void OnDone() override { delete this; }
 
  private:
-  // Reads the sequence's shape; then, each time, one block.
+  // Reads the sequence's shape; then, each time, what one message takes of a block.
   void Begin();
   void Next();
-  void Submit(void (BlockExport::*step)());
-  // Moves to the next block: positions run fastest, then heads, then layers.
+  // Moves on: positions run fastest, then heads, then layers.
   void Advance();
 
   grpc::CallbackServerContext* const context_;
   engine::EmbeddedEngine& engine_;
   runtime::Executor& executor_;
+  const uint64_t max_message_bytes_;
   const v1::ReadBlocksRequest request_;
   const engine::Caller caller_;
 

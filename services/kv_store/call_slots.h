@@ -2,9 +2,12 @@
 #ifndef TERRACE_SERVICES_KV_STORE_CALL_SLOTS_H_
 #define TERRACE_SERVICES_KV_STORE_CALL_SLOTS_H_
 
+#include <algorithm>
 #include <memory>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "kvstore/mutex.h"
 
 namespace terrace::kv_store {
@@ -21,23 +24,42 @@ class CallSlots {
   explicit CallSlots(int max) : max_(max) {}
 
   int max() const { return max_; }
-  // Null when all are taken.
-  Slot Take() {
+  // Waits until one is free: not beyond the deadline, and not for a store that hangs: calls wait,
+  // and it has let none end for kPatience. Null then.
+  Slot Take(absl::Time deadline) {
     const kvstore::MutexLock lock(mu_);
-    if (taken_ >= max_) return nullptr;
+    while (true) {
+      const absl::Time now = absl::Now();
+      silent_since_ = std::min(silent_since_, now);
+      if (taken_ < max_) break;
+      const absl::Time give_up = std::min(deadline, silent_since_ + kPatience);
+      if (now >= give_up) return nullptr;
+      changed_.WaitUntil(mu_, give_up);
+    }
     ++taken_;
     return Slot(this);
   }
+  // The store has let a call end: it does not hang.
+  void Answered() {
+    const kvstore::MutexLock lock(mu_);
+    silent_since_ = absl::InfiniteFuture();
+  }
 
  private:
+  static constexpr absl::Duration kPatience = absl::Seconds(1);
+
   void Give() {
     const kvstore::MutexLock lock(mu_);
     --taken_;
+    changed_.NotifyOne();
   }
 
   const int max_;
   kvstore::Mutex mu_;
+  kvstore::CondVar changed_;
   int taken_ ABSL_GUARDED_BY(mu_) = 0;
+  // When a call first wanted something of it after it was last heard.
+  absl::Time silent_since_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
 };
 
 }  // namespace terrace::kv_store

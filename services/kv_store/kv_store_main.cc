@@ -11,8 +11,8 @@
 #include "services/admin/admin_service.h"
 #include "services/kv_store/kv_store_service.h"
 #include "services/runtime/daemon.h"
+#include "services/runtime/engine_life.h"
 #include "services/runtime/message_limit.h"
-#include "services/runtime/parting_flush.h"
 
 namespace terrace {
 namespace {
@@ -37,27 +37,20 @@ absl::Status Validate(Flags& flags) {
 }
 
 absl::Status Run(const Flags& flags) {
-  const absl::Time start = absl::Now();
-  absl::StatusOr<std::unique_ptr<engine::EmbeddedEngine>> engine =
-      engine::EmbeddedEngine::Open(flags.engine);
-  if (!engine.ok()) return engine.status();
-  spdlog::info("event=recovered sequences={} time_to_ready={}", (*engine)->sequence_count(),
-               absl::FormatDuration(absl::Now() - start));
-  for (const std::string& message : (*engine)->damaged()) {
-    spdlog::error("event=damaged_sequence message=\"{}\"", message);
-  }
+  const auto engine = engine::EmbeddedEngine::Unopened(flags.engine);
   runtime::Drain drain;
-  runtime::Executor executor(flags.server.threads, static_cast<size_t>(flags.server.queue_max));
+  runtime::Executor executor(flags.server.threads, static_cast<size_t>(flags.server.queue_max),
+                             flags.server.inflight_bytes);
   const std::unique_ptr<grpc::Service> store =
-      kv_store::MakeKvStoreService(**engine, executor, drain, flags.server.max_message_bytes);
-  const std::unique_ptr<grpc::Service> admin = admin::MakeAdminService(**engine, executor);
+      kv_store::MakeKvStoreService(*engine, executor, drain, flags.server.max_message_bytes);
+  const std::unique_ptr<grpc::Service> admin = admin::MakeAdminService(*engine, executor);
   runtime::ServerFlags server = flags.server;
   server.max_message_bytes += runtime::kHopBytes;
-  absl::Status status =
-      runtime::Serve(server, "terrace-kv-store", {store.get(), admin.get()}, drain);
-  runtime::FlushBeforeExit(**engine, flags.engine.store, absl::Now() + server.drain_timeout);
-  runtime::FinishRecording(**engine);
-  return status;
+  return runtime::Serve(server, {.name = "terrace-kv-store",
+                                 .services = {store.get(), admin.get()},
+                                 .executor = executor,
+                                 .drain = drain,
+                                 .around = runtime::AroundEngine(*engine, flags.engine.store)});
 }
 
 }  // namespace

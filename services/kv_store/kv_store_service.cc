@@ -21,6 +21,7 @@ namespace terrace::kv_store {
 namespace {
 
 using runtime::CallerOf;
+using runtime::RunInline;
 using runtime::RunUnary;
 
 engine::StepOptions OptionsOf(const v1::StoreStepRequest& request, absl::Time arrival) {
@@ -48,7 +49,7 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
   grpc::ServerUnaryReactor* OpenSequence(grpc::CallbackServerContext* context,
                                          const v1::OpenSequenceRequest* request,
                                          v1::OpenSequenceResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::OpenSequence(engine_, CallerOf(*context), *request, response);
     });
   }
@@ -56,14 +57,14 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
   grpc::ServerUnaryReactor* LookupPrefix(grpc::CallbackServerContext* context,
                                          const v1::LookupPrefixRequest* request,
                                          v1::LookupPrefixResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::LookupPrefix(engine_, CallerOf(*context), *request, response);
     });
   }
 
   grpc::ServerReadReactor<v1::AppendKvRequest>* Append(grpc::CallbackServerContext* context,
                                                        v1::AppendKvResponse* response) override {
-    return new runtime::BulkAppendReactor(context, engine_, executor_, response);
+    return new runtime::BulkAppendReactor(context, engine_, executor_, drain_, response);
   }
 
   grpc::ServerBidiReactor<v1::StoreStepRequest, v1::StoreStepResponse>* AttendSteps(
@@ -81,19 +82,19 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
   grpc::ServerUnaryReactor* ReadRows(grpc::CallbackServerContext* context,
                                      const v1::ReadRowsRequest* request,
                                      v1::ReadRowsResponse* response) override {
-    return RunUnary(context, executor_,
+    return RunUnary(context, executor_, *request,
                     [=, this] { return ReadRowsOf(CallerOf(*context), *request, response); });
   }
 
   grpc::ServerWriteReactor<v1::ReadBlocksResponse>* ReadBlocks(
       grpc::CallbackServerContext* context, const v1::ReadBlocksRequest* request) override {
-    return new BlockExport(context, engine_, executor_, *request);
+    return new BlockExport(context, engine_, executor_, max_message_bytes_, *request);
   }
 
   grpc::ServerUnaryReactor* Truncate(grpc::CallbackServerContext* context,
                                      const v1::TruncateRequest* request,
                                      v1::TruncateResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::Truncate(engine_, CallerOf(*context), *request, response);
     });
   }
@@ -101,7 +102,7 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
   grpc::ServerUnaryReactor* Flush(grpc::CallbackServerContext* context,
                                   const v1::FlushRequest* request,
                                   v1::FlushResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::Flush(engine_, CallerOf(*context), *request, response);
     });
   }
@@ -117,14 +118,14 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
   grpc::ServerUnaryReactor* Close(grpc::CallbackServerContext* context,
                                   const v1::CloseRequest* request,
                                   v1::CloseResponse* /*response*/) override {
-    return RunUnary(context, executor_,
+    return RunUnary(context, executor_, *request,
                     [=, this] { return runtime::Close(engine_, CallerOf(*context), *request); });
   }
 
   grpc::ServerUnaryReactor* GetSequence(grpc::CallbackServerContext* context,
                                         const v1::GetSequenceRequest* request,
                                         v1::GetSequenceResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::GetSequence(engine_, CallerOf(*context), *request, response);
     });
   }
@@ -132,7 +133,7 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
   grpc::ServerUnaryReactor* GetLimits(grpc::CallbackServerContext* context,
                                       const v1::GetLimitsRequest* /*request*/,
                                       v1::GetLimitsResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunInline(context, executor_, [=, this] {
       runtime::GetLimits(engine_, max_message_bytes_, engine_.shard(), response);
       return absl::OkStatus();
     });

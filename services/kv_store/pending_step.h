@@ -58,6 +58,9 @@ class PendingStep {
     if (answered_) return;
     answer_ = {.response = std::move(response), .arrived = absl::Now()};
     answered_ = true;
+    // Only who waits for it says that a deadline has passed.
+    const bool silent = absl::IsDeadlineExceeded(answer_.response.status());
+    if (slot_ != nullptr && !silent) slot_->Answered();
     slot_ = nullptr;
     changed_.NotifyAll();
   }

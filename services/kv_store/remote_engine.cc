@@ -28,6 +28,10 @@ bool MayHaveRun(const absl::Status& status) {
          !absl::IsResourceExhausted(status);
 }
 
+void Tell(const absl::Status& status, const engine::Listing& listing) {
+  if (!status.ok() && listing.unreachable != nullptr) listing.unreachable->push_back(status);
+}
+
 }  // namespace
 
 RemoteEngine::RemoteEngine(const RemoteOptions& options)
@@ -73,18 +77,16 @@ std::vector<Shard*> RemoteEngine::ByPrefix(const engine::Caller& caller,
   std::map<Shard*, uint64_t> lengths;
   const absl::Time deadline = std::min(caller.deadline, absl::Now() + kListTimeout);
   // One that did not answer has none; opening says why.
-  shards_
-      .AskAll(
-          [&](Shard& shard, size_t /*index*/) {
-            v1::LookupPrefixResponse response;
-            const absl::Status status = shard.LookupPrefix(
-                {.tenant = caller.tenant, .deadline = deadline}, request, &response);
-            const kvstore::MutexLock lock(mu);
-            if (status.ok()) lengths[&shard] = response.length();
-            return absl::OkStatus();
-          },
-          deadline)
-      .IgnoreError();
+  shards_.AskAll(
+      [&](Shard& shard, size_t /*index*/) {
+        v1::LookupPrefixResponse response;
+        const absl::Status status =
+            shard.LookupPrefix({.tenant = caller.tenant, .deadline = deadline}, request, &response);
+        const kvstore::MutexLock lock(mu);
+        if (status.ok()) lengths[&shard] = response.length();
+        return status;
+      },
+      deadline);
   std::stable_sort(stores.begin(), stores.end(),
                    [&](Shard* a, Shard* b) { return lengths[a] > lengths[b]; });
   return stores;
@@ -226,15 +228,17 @@ absl::Status RemoteEngine::Delete(const engine::Caller& caller, absl::string_vie
   return status;
 }
 
-absl::StatusOr<std::vector<engine::TierReport>> RemoteEngine::ListTiers() {
-  const absl::Time deadline = absl::Now() + kListTimeout;
+absl::StatusOr<std::vector<engine::TierReport>> RemoteEngine::ListTiers(
+    const engine::Listing& listing) {
+  const absl::Time deadline = std::min(listing.deadline, absl::Now() + kListTimeout);
   std::vector<v1::ListTiersResponse> answers(shards_.size());
-  const absl::Status status = shards_.AskAll(
+  const std::vector<absl::Status> asked = shards_.AskAll(
       [&](Shard& shard, size_t i) { return shard.ListTiers(deadline, &answers[i]); }, deadline);
-  if (!status.ok()) return status;
+  if (absl::Status status = AnyOk(asked); !status.ok()) return status;
   std::vector<engine::TierReport> tiers;
-  for (const v1::ListTiersResponse& answer : answers) {
-    for (const v1::TierInfo& tier : answer.tiers()) tiers.push_back(runtime::FromProto(tier));
+  for (size_t i = 0; i < answers.size(); ++i) {
+    Tell(asked[i], listing);
+    for (const v1::TierInfo& tier : answers[i].tiers()) tiers.push_back(runtime::FromProto(tier));
   }
   std::stable_sort(tiers.begin(), tiers.end(),
                    [](const auto& a, const auto& b) { return a.shard < b.shard; });
@@ -243,10 +247,12 @@ absl::StatusOr<std::vector<engine::TierReport>> RemoteEngine::ListTiers() {
 
 // Handles start with their shard, so shards in order give handles in order.
 absl::StatusOr<std::vector<engine::SequenceSummary>> RemoteEngine::ListSequences(
-    absl::string_view tenant, absl::string_view after, int limit) {
-  const absl::Status asked =
-      shards_.AskAll([](Shard&, size_t) { return absl::OkStatus(); }, absl::Now() + kListTimeout);
-  if (!asked.ok()) return asked;
+    absl::string_view tenant, absl::string_view after, int limit, const engine::Listing& listing) {
+  const auto until = [&] { return std::min(listing.deadline, absl::Now() + kListTimeout); };
+  const std::vector<absl::Status> asked =
+      shards_.AskAll([](Shard&, size_t) { return absl::OkStatus(); }, until());
+  if (absl::Status status = AnyOk(asked); !status.ok()) return status;
+  for (const absl::Status& status : asked) Tell(status, listing);
   const std::optional<uint16_t> first = engine::ShardOf(after);
   std::vector<engine::SequenceSummary> summaries;
   for (const auto& [number, shard] : shards_.Known()) {
@@ -259,12 +265,9 @@ absl::StatusOr<std::vector<engine::SequenceSummary>> RemoteEngine::ListSequences
       const auto wanted = static_cast<uint32_t>(limit - static_cast<int>(summaries.size()));
       request.set_page_size(std::min(kPageSizeMax, wanted));
       v1::ListSequencesResponse response;
-      const absl::Status status =
-          shard->ListSequences(absl::Now() + kListTimeout, request, &response);
-      if (!status.ok()) {
-        shard->Lose(status);
-        break;
-      }
+      const absl::Status status = shard->Named(shard->ListSequences(until(), request, &response));
+      Tell(status, listing);
+      if (!status.ok()) break;
       for (const v1::SequenceSummary& summary : response.sequences()) {
         summaries.push_back(runtime::FromProto(summary));
       }
@@ -275,13 +278,15 @@ absl::StatusOr<std::vector<engine::SequenceSummary>> RemoteEngine::ListSequences
   return summaries;
 }
 
-absl::StatusOr<engine::SequenceDescription> RemoteEngine::Describe(absl::string_view handle) {
-  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, absl::InfiniteFuture());
+absl::StatusOr<engine::SequenceDescription> RemoteEngine::Describe(absl::string_view handle,
+                                                                   absl::Time deadline) {
+  const absl::StatusOr<Shard*> shard = shards_.ShardFor(handle, deadline);
   if (!shard.ok()) return shard.status();
   v1::DescribeSequenceRequest request;
   request.set_handle(std::string(handle));
   v1::DescribeSequenceResponse response;
-  if (absl::Status status = (*shard)->Describe(request, &response); !status.ok()) return status;
+  const absl::Status status = (*shard)->Describe(deadline, request, &response);
+  if (!status.ok()) return status;
   return runtime::FromProto(response);
 }
 

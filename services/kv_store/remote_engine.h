@@ -21,7 +21,8 @@ struct RemoteOptions {
   std::vector<std::string> stores;
   uint64_t max_message_bytes = uint64_t{64} << 20;
   // Threads that call the engine. With several stores each may keep an equal share of them waiting,
-  // at least one; what comes beyond it is refused with ResourceExhausted.
+  // at least one; what comes beyond it waits for that, and is refused with ResourceExhausted when
+  // the store hangs.
   int threads = 64;
   // Rows of last steps that this process keeps.
   uint64_t row_cache_bytes = uint64_t{256} << 20;
@@ -68,12 +69,15 @@ class RemoteEngine final : public engine::KvEngine {
   std::vector<engine::StepResult> Attend(const engine::Caller& caller, int layer,
                                          absl::Span<const engine::StepRequest> requests,
                                          const engine::StepOptions& options) override;
-  absl::StatusOr<std::vector<engine::TierReport>> ListTiers() override;
-  absl::StatusOr<std::vector<engine::SequenceSummary>> ListSequences(absl::string_view tenant,
-                                                                     absl::string_view after,
-                                                                     int limit) override;
-  absl::StatusOr<engine::SequenceDescription> Describe(absl::string_view handle) override;
-  std::vector<absl::Status> Unreachable() override { return shards_.Unreachable(); }
+  absl::StatusOr<std::vector<engine::TierReport>> ListTiers(
+      const engine::Listing& listing = {}) override;
+  absl::StatusOr<std::vector<engine::SequenceSummary>> ListSequences(
+      absl::string_view tenant, absl::string_view after, int limit,
+      const engine::Listing& listing = {}) override;
+  absl::StatusOr<engine::SequenceDescription> Describe(
+      absl::string_view handle, absl::Time deadline = absl::InfiniteFuture()) override;
+  // An error for each store that has not said who it is.
+  std::vector<absl::Status> Unreachable() { return shards_.Unreachable(); }
   engine::Limits limits() const override { return options_.limits; }
 
  private:
@@ -94,6 +98,8 @@ class RemoteEngine final : public engine::KvEngine {
   // What the step at the store may take: its mode, and whether that was this process's choice.
   static void ChooseMode(absl::Span<const engine::StepRequest> requests,
                          const engine::StepOptions& options, Batch& batch);
+  // Whether it has got its slot now, having waited for it until then.
+  static bool Admit(absl::Time until, absl::Time deadline, Batch& batch);
   void Send(const engine::Caller& caller, int layer, absl::Span<const engine::StepRequest> requests,
             const engine::StepOptions& options, Batch& batch);
   void Receive(int layer, absl::Span<const engine::StepRequest> requests,

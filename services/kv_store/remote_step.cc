@@ -12,7 +12,6 @@
 #include "services/kv_store/remote_engine.h"
 #include "services/kv_store/shard_search.h"
 #include "services/runtime/convert.h"
-#include "services/runtime/message_limit.h"
 #include "services/runtime/status_convert.h"
 
 namespace terrace::kv_store {
@@ -54,6 +53,9 @@ struct RemoteEngine::Batch {
   std::vector<size_t> items;
   // Rows that this process holds for each of the items; null for none.
   std::vector<std::shared_ptr<const RowSet>> held;
+  // It has, or had, its slot.
+  bool admitted = false;
+  CallSlots::Slot slot;
   // Null when nothing was sent: `refused` says why.
   std::shared_ptr<PendingStep> pending;
   absl::Status refused = absl::UnknownError("not sent");
@@ -75,14 +77,21 @@ void RemoteEngine::ChooseMode(absl::Span<const engine::StepRequest> requests,
   batch.mode = batch.chosen ? batch.shard->modes().Choose() : options.mode;
 }
 
+bool RemoteEngine::Admit(absl::Time until, absl::Time deadline, Batch& batch) {
+  if (batch.admitted) return false;
+  absl::StatusOr<CallSlots::Slot> slot = batch.shard->Admit(until);
+  batch.admitted = slot.ok();
+  if (slot.ok()) {
+    batch.slot = *std::move(slot);
+  } else {
+    batch.refused = absl::Now() < deadline ? slot.status() : NotSent(slot.status());
+  }
+  return batch.admitted;
+}
+
 void RemoteEngine::Send(const engine::Caller& caller, int layer,
                         absl::Span<const engine::StepRequest> requests,
                         const engine::StepOptions& options, Batch& batch) {
-  absl::StatusOr<CallSlots::Slot> slot = batch.shard->Admit();
-  if (!slot.ok()) {
-    batch.refused = slot.status();
-    return;
-  }
   ChooseMode(requests, options, batch);
   v1::StoreStepRequest message;
   message.set_layer(static_cast<uint32_t>(layer));
@@ -101,8 +110,7 @@ void RemoteEngine::Send(const engine::Caller& caller, int layer,
     if (held != nullptr) ToProto(held->held, out);
     batch.held.push_back(std::move(held));
   }
-  const uint64_t bytes_max = batch.shard->max_message_bytes();
-  if (message.ByteSizeLong() > bytes_max + runtime::kHopBytes) {
+  if (!batch.shard->Fits("step", message.ByteSizeLong()).ok()) {
     // Naming rows only saves bytes on the way back.
     for (v1::StoreStepItem& item : *message.mutable_items()) {
       item.clear_held();
@@ -110,14 +118,11 @@ void RemoteEngine::Send(const engine::Caller& caller, int layer,
     }
     batch.held.assign(batch.items.size(), nullptr);
   }
-  const uint64_t bytes = message.ByteSizeLong();
-  if (bytes > bytes_max + runtime::kHopBytes) {
-    batch.refused = runtime::MessageTooLarge("step", bytes, bytes_max);
-    return;
-  }
+  batch.refused = batch.shard->Fits("step", message.ByteSizeLong());
+  if (!batch.refused.ok()) return;
   batch.sent = absl::Now();
   batch.pending = batch.shard->steps().Start(std::move(message), options.deadline,
-                                             options.row_deadline, *std::move(slot));
+                                             options.row_deadline, std::move(batch.slot));
 }
 
 engine::StepResult RemoteEngine::FinishItem(int layer, const engine::StepRequest& request,
@@ -233,12 +238,18 @@ std::vector<engine::StepResult> RemoteEngine::Attend(const engine::Caller& calle
   std::vector<size_t> left(requests.size());
   std::iota(left.begin(), left.end(), size_t{0});
   const auto send = [&] {
-    for (Batch& batch : Route(requests, left, results)) {
-      Send(caller, layer, requests, bounded, batch);
-      batches.push_back(std::move(batch));
+    const size_t first = batches.size();
+    for (Batch& batch : Route(requests, left, results)) batches.push_back(std::move(batch));
+    for (const absl::Time until : {absl::InfinitePast(), bounded.deadline}) {
+      for (size_t i = first; i < batches.size(); ++i) {
+        if (Admit(until, bounded.deadline, batches[i])) {
+          Send(caller, layer, requests, bounded, batches[i]);
+        }
+      }
     }
   };
-  // Keeps I9: a store that does not say who it is holds up nobody else's items.
+  // Keeps I9: neither a store that is busy nor one that does not say who it is holds up anybody
+  // else's items.
   send();
   if (!left.empty()) {
     ShardSearch search = shards_.Search(bounded.deadline);

@@ -11,6 +11,7 @@
 #include "services/engine/error.h"
 #include "services/kv_store/step_stub.h"
 #include "services/runtime/call.h"
+#include "services/runtime/message_limit.h"
 #include "services/runtime/status_convert.h"
 #include "terrace/v1/admin.grpc.pb.h"
 #include "terrace/v1/kv_store.grpc.pb.h"
@@ -29,6 +30,8 @@ constexpr int kReconnectFirstMs = 100;
 constexpr int kReconnectMaxMs = 1'000;
 // gRPC 1.51 gives up on a connection that is not made within its "minimum backoff".
 constexpr int kConnectTimeoutMs = 1'000;
+// A pod that comes back has another address, and half a minute, gRPC's default, is long to miss it.
+constexpr int kResolveMinMs = 1'000;
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& endpoint) {
   grpc::ChannelArguments arguments;
@@ -41,6 +44,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& endpoint) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectFirstMs);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMaxMs);
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, kResolveMinMs);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return grpc::CreateCustomChannel(endpoint, grpc::InsecureChannelCredentials(), arguments);
 }
@@ -105,8 +109,7 @@ struct Shard::Stubs {
 class Shard::Call {
  public:
   Call(Shard& shard, const engine::Caller& caller) : shard_(shard) {
-    context_.set_deadline(
-        absl::ToChronoTime(std::min(caller.deadline, absl::Now() + kCallTimeout)));
+    context_.set_deadline(absl::ToChronoTime(caller.deadline));
     context_.AddMetadata(runtime::kTenantKey, caller.tenant);
     shard_.stubs_->calls.Add(&context_);
   }
@@ -117,6 +120,10 @@ class Shard::Call {
   grpc::ClientContext* context() { return &context_; }
   // What the caller gets for how the call ended.
   absl::Status End(const grpc::Status& status) {
+    // Our own deadline brings no details, and says that the store is silent.
+    const bool silent = status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED &&
+                        status.error_details().empty();
+    if (!silent) shard_.slots_.Answered();
     if (!Unanswered(status)) return runtime::FromGrpcStatus(status);
     absl::Status gone = engine::ShardUnavailable(shard_.endpoint_, status.error_message());
     // What comes back at this address may be another store.
@@ -171,15 +178,20 @@ uint64_t Shard::max_message_bytes() const {
   return max_message_bytes_;
 }
 
-void Shard::Lose(const absl::Status& why) {
-  const std::optional<engine::ErrorDetail> detail = engine::DetailOf(why);
+absl::Status Shard::Named(const absl::Status& status) const {
+  if (status.ok()) return status;
+  const std::optional<engine::ErrorDetail> detail = engine::DetailOf(status);
   const bool named = detail.has_value() && detail->reason == "SHARD_UNAVAILABLE";
-  const kvstore::MutexLock lock(mu_);
-  number_ = named ? why : engine::ShardUnavailable(endpoint_, why.message());
+  return named ? status : engine::ShardUnavailable(endpoint_, status.message());
 }
 
-absl::StatusOr<CallSlots::Slot> Shard::Admit() {
-  CallSlots::Slot slot = slots_.Take();
+void Shard::Lose(const absl::Status& why) {
+  const kvstore::MutexLock lock(mu_);
+  number_ = Named(why);
+}
+
+absl::StatusOr<CallSlots::Slot> Shard::Admit(absl::Time deadline) {
+  CallSlots::Slot slot = slots_.Take(deadline);
   if (slot == nullptr) {
     return engine::LimitExceeded(absl::StrCat("too many calls wait for the kv-store at ", endpoint_,
                                               ": ", slots_.max(), " at most"));
@@ -228,15 +240,25 @@ void Shard::AskNumber() {
 
 template <typename Verb>
 absl::Status Shard::Run(const engine::Caller& caller, Verb verb) {
-  const absl::StatusOr<CallSlots::Slot> slot = Admit();
+  const engine::Caller bounded = {
+      .tenant = caller.tenant, .deadline = std::min(caller.deadline, absl::Now() + kCallTimeout)};
+  const absl::StatusOr<CallSlots::Slot> slot = Admit(bounded.deadline);
   if (!slot.ok()) return slot.status();
-  Call call(*this, caller);
+  Call call(*this, bounded);
   return call.End(verb(call.context()));
+}
+
+absl::Status Shard::Fits(absl::string_view what, uint64_t bytes) const {
+  const uint64_t bytes_max = max_message_bytes();
+  if (bytes <= bytes_max + runtime::kHopBytes) return absl::OkStatus();
+  return runtime::MessageTooLarge(what, bytes, bytes_max);
 }
 
 absl::Status Shard::OpenSequence(const engine::Caller& caller,
                                  const v1::OpenSequenceRequest& request,
                                  v1::OpenSequenceResponse* response) {
+  const absl::Status fits = Fits("open", request.ByteSizeLong());
+  if (!fits.ok()) return fits;
   return Run(caller, [&](grpc::ClientContext* context) {
     return stubs_->store->OpenSequence(context, request, response);
   });
@@ -245,6 +267,8 @@ absl::Status Shard::OpenSequence(const engine::Caller& caller,
 absl::Status Shard::LookupPrefix(const engine::Caller& caller,
                                  const v1::LookupPrefixRequest& request,
                                  v1::LookupPrefixResponse* response) {
+  const absl::Status fits = Fits("look-up", request.ByteSizeLong());
+  if (!fits.ok()) return fits;
   return Run(caller, [&](grpc::ClientContext* context) {
     return stubs_->store->LookupPrefix(context, request, response);
   });
@@ -252,6 +276,8 @@ absl::Status Shard::LookupPrefix(const engine::Caller& caller,
 
 absl::Status Shard::Append(const engine::Caller& caller, const v1::AppendKvRequest& request,
                            v1::AppendKvResponse* response) {
+  const absl::Status fits = Fits("append", request.ByteSizeLong());
+  if (!fits.ok()) return fits;
   return Run(caller, [&](grpc::ClientContext* context) {
     const std::unique_ptr<grpc::ClientWriter<v1::AppendKvRequest>> writer =
         stubs_->store->Append(context, response);
@@ -309,9 +335,9 @@ absl::Status Shard::ListSequences(absl::Time deadline, const v1::ListSequencesRe
   });
 }
 
-absl::Status Shard::Describe(const v1::DescribeSequenceRequest& request,
+absl::Status Shard::Describe(absl::Time deadline, const v1::DescribeSequenceRequest& request,
                              v1::DescribeSequenceResponse* response) {
-  return Run(Until(absl::InfiniteFuture()), [&](grpc::ClientContext* context) {
+  return Run(Until(deadline), [&](grpc::ClientContext* context) {
     return stubs_->admin->DescribeSequence(context, request, response);
   });
 }

@@ -13,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "kvstore/mutex.h"
 #include "services/engine/kv_engine.h"
 #include "services/kv_store/call_slots.h"
@@ -23,17 +24,18 @@
 
 namespace terrace::kv_store {
 
-// Thread-safe. A verb that finds `calls_max` threads waiting for the store fails at once, with
-// ResourceExhausted and a retry delay.
+// Thread-safe. At most `calls_max` threads wait for the store; a verb that comes beyond them waits
+// for one of them to end as Admit does.
 class Shard {
  public:
   Shard(std::string endpoint, uint64_t max_message_bytes, int calls_max);
   ~Shard();
 
   const std::string& endpoint() const { return endpoint_; }
-  // Counts the caller among those that wait for the store, as long as the slot lives.
-  // ResourceExhausted, naming the store, when they are too many.
-  absl::StatusOr<CallSlots::Slot> Admit();
+  // Counts the caller among those that wait for the store, as long as the slot lives. When they are
+  // too many waits until the deadline for one to end, or until the store has said nothing for a
+  // second: ResourceExhausted then, naming the store, with a retry delay.
+  absl::StatusOr<CallSlots::Slot> Admit(absl::Time deadline);
   // The shard number that the store gave. Unavailable until it has answered, and again when it may
   // be another store: a call found nobody there, or the stream of steps that was open when it
   // answered broke. Says why.
@@ -42,10 +44,14 @@ class Shard {
   bool Was(uint16_t number) const;
   // Of one message to it: what it said, or the constructor's until it has answered.
   uint64_t max_message_bytes() const;
+  // InvalidArgument when a message of so many bytes is more than the store takes. `what` names it.
+  absl::Status Fits(absl::string_view what, uint64_t bytes) const;
   // Asks the store who it is, unless that is known or asked already. `done` is called when number()
   // is what came of it: after two seconds at most, perhaps at once, perhaps by another thread; it
   // must not call the shard.
   void Identify(std::function<void()> done);
+  // An error of a call as one of the store's that has its name: SHARD_UNAVAILABLE. OK stays.
+  absl::Status Named(const absl::Status& status) const;
   // Forgets who it is because of `why`, an error.
   void Lose(const absl::Status& why);
 
@@ -67,7 +73,7 @@ class Shard {
   absl::Status ListTiers(absl::Time deadline, v1::ListTiersResponse* response);
   absl::Status ListSequences(absl::Time deadline, const v1::ListSequencesRequest& request,
                              v1::ListSequencesResponse* response);
-  absl::Status Describe(const v1::DescribeSequenceRequest& request,
+  absl::Status Describe(absl::Time deadline, const v1::DescribeSequenceRequest& request,
                         v1::DescribeSequenceResponse* response);
 
   StepChannel& steps() { return steps_; }

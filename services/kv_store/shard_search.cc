@@ -22,7 +22,7 @@ ShardSearch::ShardSearch(const std::vector<Shard*>& shards, absl::Time deadline)
   std::vector<Shard*> asked;
   for (Shard* shard : shards) {
     if (shard->number().ok()) continue;
-    absl::StatusOr<CallSlots::Slot> slot = shard->Admit();
+    absl::StatusOr<CallSlots::Slot> slot = shard->Admit(absl::InfinitePast());
     if (!slot.ok()) continue;
     asked.push_back(shard);
     const kvstore::MutexLock lock(answers_->mu);

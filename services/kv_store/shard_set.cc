@@ -23,6 +23,12 @@ constexpr absl::Duration kSearchTimeout = absl::Seconds(2);
 
 }  // namespace
 
+absl::Status AnyOk(const std::vector<absl::Status>& statuses) {
+  const auto good = std::find_if(statuses.begin(), statuses.end(),
+                                 [](const absl::Status& status) { return status.ok(); });
+  return good == statuses.end() ? statuses.front() : absl::OkStatus();
+}
+
 ShardSet::ShardSet(const std::vector<std::string>& endpoints, uint64_t max_message_bytes,
                    int threads) {
   // Nobody else needs the threads that wait for an only store.
@@ -49,9 +55,10 @@ absl::Status ShardSet::Duplicates() {
 }
 
 absl::Status ShardSet::Connect(absl::Time deadline) {
-  const absl::Status asked = AskAll([](Shard&, size_t) { return absl::OkStatus(); }, deadline);
+  const std::vector<absl::Status> asked =
+      AskAll([](Shard&, size_t) { return absl::OkStatus(); }, deadline);
   if (absl::Status status = Duplicates(); !status.ok()) return status;
-  return asked;
+  return AnyOk(asked);
 }
 
 absl::StatusOr<Shard*> ShardSet::Owner(absl::string_view handle) {
@@ -114,8 +121,8 @@ std::map<uint16_t, Shard*> ShardSet::Known() {
   return known;
 }
 
-absl::Status ShardSet::AskAll(const std::function<absl::Status(Shard&, size_t)>& ask,
-                              absl::Time deadline) {
+std::vector<absl::Status> ShardSet::AskAll(const std::function<absl::Status(Shard&, size_t)>& ask,
+                                           absl::Time deadline) {
   std::vector<absl::Status> statuses(shards_.size());
   std::vector<std::thread> threads;
   for (size_t i = 0; i < shards_.size(); ++i) {
@@ -123,18 +130,11 @@ absl::Status ShardSet::AskAll(const std::function<absl::Status(Shard&, size_t)>&
       Shard& shard = *shards_[i];
       ShardSearch({&shard}, deadline).AwaitNext();
       statuses[i] = shard.number().status();
-      if (!statuses[i].ok()) return;
-      statuses[i] = ask(shard, i);
-      if (statuses[i].ok()) return;
-      shard.Lose(statuses[i]);
-      statuses[i] = shard.number().status();
+      if (statuses[i].ok()) statuses[i] = shard.Named(ask(shard, i));
     });
   }
   for (std::thread& thread : threads) thread.join();
-  for (const absl::Status& status : statuses) {
-    if (status.ok()) return absl::OkStatus();
-  }
-  return statuses[0];
+  return statuses;
 }
 
 std::vector<absl::Status> ShardSet::Unreachable() {

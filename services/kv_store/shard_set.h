@@ -18,6 +18,9 @@
 
 namespace terrace::kv_store {
 
+// OK if one of them is, else the first. Requires: there is one.
+absl::Status AnyOk(const std::vector<absl::Status>& statuses);
+
 // Thread-safe.
 class ShardSet {
  public:
@@ -42,10 +45,10 @@ class ShardSet {
   std::map<uint16_t, Shard*> Known();
 
   // Runs `ask` for every store that says who it is, all at once: one that hangs does not hold up
-  // the others. `index` is the store's place in the list. Stores for which it fails are lost
-  // (Shard::Lose); an error when all failed.
-  absl::Status AskAll(const std::function<absl::Status(Shard& shard, size_t index)>& ask,
-                      absl::Time deadline);
+  // the others. `index` is the store's place in the list. What came of it, store by store; errors
+  // are Unavailable and name their store.
+  std::vector<absl::Status> AskAll(
+      const std::function<absl::Status(Shard& shard, size_t index)>& ask, absl::Time deadline);
   // An error for each store that has not said who it is, or is lost.
   std::vector<absl::Status> Unreachable();
 

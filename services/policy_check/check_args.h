@@ -12,7 +12,7 @@ namespace terrace::policy_check {
 
 enum class ExitCode {
   kOk = 0,
-  kCaseFailed = 1,
+  kFailed = 1,
   kUsage = 2,
   kBadFile = 3,
   kBackend = 4,

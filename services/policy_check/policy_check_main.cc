@@ -36,9 +36,16 @@ void Say(absl::string_view line) {
   std::fprintf(stderr, "terrace-policy-check: %.*s\n", static_cast<int>(line.size()), line.data());
 }
 
+// The stream remembers a failure: see CheckOutput.
 void Print(const std::string& text) {
   std::fputs(text.c_str(), stdout);
   std::fflush(stdout);
+}
+
+ExitCode CheckOutput() {
+  if (std::ferror(stdout) == 0) return ExitCode::kOk;
+  Say("standard output could not be written");
+  return ExitCode::kFailed;
 }
 
 // Every file, also after a bad one, so that all of them are named at once.
@@ -133,8 +140,8 @@ ExitCode Check(const CheckArgs& args) {
   Print(report.Summary());
   if (!closed.ok()) Say(closed.message());
   if (interrupted != 0) return ExitCode::kInterrupted;
-  if (report.failed() > 0) return ExitCode::kCaseFailed;
-  return closed.ok() ? ExitCode::kOk : ExitCode::kBackend;
+  if (report.failed() > 0) return ExitCode::kFailed;
+  return closed.ok() ? CheckOutput() : ExitCode::kBackend;
 }
 
 }  // namespace
@@ -144,7 +151,11 @@ int main(int argc, char** argv) {
   using terrace::policy_check::ExitCode;
   const terrace::policy_check::ParsedArgs parsed = terrace::policy_check::ParseArgs(argc, argv);
   if (parsed.exit.has_value()) {
-    std::fputs(parsed.message.c_str(), *parsed.exit == ExitCode::kOk ? stdout : stderr);
+    if (*parsed.exit == ExitCode::kOk) {
+      terrace::policy_check::Print(parsed.message);
+      return static_cast<int>(terrace::policy_check::CheckOutput());
+    }
+    std::fputs(parsed.message.c_str(), stderr);
     return static_cast<int>(*parsed.exit);
   }
   for (const int signal : {SIGHUP, SIGINT, SIGTERM}) {

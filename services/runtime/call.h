@@ -6,7 +6,8 @@
 #include <grpcpp/server_context.h>
 
 #include <chrono>
-#include <functional>
+#include <cstdint>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -31,7 +32,8 @@ inline engine::Caller CallerOf(const grpc::CallbackServerContext& context) {
   caller.deadline = DeadlineOf(context);
   const auto& metadata = context.client_metadata();
   const auto tenant = metadata.find(kTenantKey);
-  if (tenant != metadata.end()) {
+  // An empty one is none, as it is where a message names it.
+  if (tenant != metadata.end() && !tenant->second.empty()) {
     caller.tenant.assign(tenant->second.data(), tenant->second.size());
   }
   return caller;
@@ -41,18 +43,43 @@ inline absl::Status QueueFull() {
   return engine::LimitExceeded("too many calls are waiting: the admission queue is full");
 }
 
-// Answers a unary call with what `handler` returns, from the executor.
-inline grpc::ServerUnaryReactor* RunUnary(grpc::CallbackServerContext* context, Executor& executor,
-                                          std::function<absl::Status()> handler) {
+inline absl::Status BytesFull() {
+  return engine::LimitExceeded("too many bytes of requests are in flight");
+}
+
+// Answers a unary call with what `handler` returns, from the executor, or says why it is refused.
+template <typename Request, typename Handler>
+grpc::ServerUnaryReactor* RunUnary(grpc::CallbackServerContext* context, Executor& executor,
+                                   const Request& request, Handler handler) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const bool admitted = executor.Submit([context, reactor, handler = std::move(handler)] {
-    if (context->IsCancelled()) {
-      reactor->Finish(grpc::Status::CANCELLED);
-    } else {
-      reactor->Finish(ToGrpcStatus(handler()));
-    }
-  });
-  if (!admitted) reactor->Finish(ToGrpcStatus(QueueFull()));
+  absl::Status refused = executor.refusal();
+  const uint64_t bytes = request.ByteSizeLong();
+  if (refused.ok() && !executor.bytes().TryTake(bytes)) refused = BytesFull();
+  if (!refused.ok()) {
+    reactor->Finish(ToGrpcStatus(refused));
+    return reactor;
+  }
+  const auto run = [context, &executor, reactor, bytes, handler = std::move(handler)] {
+    const grpc::Status status =
+        context->IsCancelled() ? grpc::Status::CANCELLED : ToGrpcStatus(handler());
+    executor.bytes().Give(bytes);
+    reactor->Finish(status);
+  };
+  if (!executor.Submit(run)) {
+    executor.bytes().Give(bytes);
+    reactor->Finish(ToGrpcStatus(QueueFull()));
+  }
+  return reactor;
+}
+
+// Answers a unary call at once, from gRPC's thread: for a handler that never waits.
+template <typename Handler>
+grpc::ServerUnaryReactor* RunInline(grpc::CallbackServerContext* context, const Executor& executor,
+                                    const Handler& handler) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  absl::Status status = executor.refusal();
+  if (status.ok()) status = handler();
+  reactor->Finish(ToGrpcStatus(status));
   return reactor;
 }
 

@@ -54,8 +54,8 @@ void ToProto(const attention::Policy& policy, v1::Policy* proto);
 absl::StatusOr<engine::StepRequest> FromProto(const v1::StepItem& item);
 void ToProto(const engine::StepRequest& request, v1::StepItem* item);
 
-// Deadlines count from `arrival`.
-engine::StepOptions OptionsOf(const v1::AttendRequest& request, absl::Time arrival);
+// Deadlines count from `arrival`. InvalidArgument for a mode that this version does not know.
+absl::StatusOr<engine::StepOptions> OptionsOf(const v1::AttendRequest& request, absl::Time arrival);
 
 v1::RemoteMode ToProto(engine::RemoteMode mode);
 engine::RemoteMode FromProto(v1::RemoteMode mode);

@@ -201,7 +201,13 @@ void ToProto(const engine::SequenceSpec& spec, v1::SequenceSpec* proto) {
 }
 
 absl::StatusOr<attention::Policy> FromProto(const v1::Policy& policy) {
-  if (!policy.has_sparq()) return attention::Policy(attention::DensePolicy());
+  if (policy.kind_case() == v1::Policy::KIND_NOT_SET) {
+    // A kind that this version does not know reads as none.
+    const bool none = policy.GetReflection()->GetUnknownFields(policy).empty();
+    if (none) return attention::Policy(attention::DensePolicy());
+    return Unsupported("policy", "a kind that this version does not know", "dense and sparq");
+  }
+  if (policy.has_dense()) return attention::Policy(attention::DensePolicy());
   absl::StatusOr<attention::SparqPolicy> sparq = FromProto(policy.sparq());
   if (!sparq.ok()) return sparq.status();
   return attention::Policy(*sparq);
@@ -257,7 +263,12 @@ void ToProto(const engine::StepRequest& request, v1::StepItem* item) {
   ToProto(request.policy, item->mutable_policy());
 }
 
-engine::StepOptions OptionsOf(const v1::AttendRequest& request, absl::Time arrival) {
+absl::StatusOr<engine::StepOptions> OptionsOf(const v1::AttendRequest& request,
+                                              absl::Time arrival) {
+  if (!v1::RemoteMode_IsValid(request.mode())) {
+    return absl::InvalidArgumentError(absl::StrCat("mode: got ", static_cast<int>(request.mode()),
+                                                   ", expected a mode of this version"));
+  }
   engine::StepOptions options;
   if (request.has_step_deadline()) options.deadline = arrival + FromProto(request.step_deadline());
   if (request.has_row_deadline())

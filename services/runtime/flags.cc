@@ -15,6 +15,7 @@
 namespace terrace::runtime {
 namespace {
 
+constexpr char kEngineGroup[] = "Tiers";
 constexpr uint64_t kMessageBytesMin = 64 << 10;
 constexpr uint64_t kMessageBytesMax = uint64_t{1} << 30;
 // Also keeps now + timeout within gRPC's clock.
@@ -52,6 +53,15 @@ CLI::Option* AddDuration(CLI::App& app, const std::string& name, absl::Duration&
                    ParseDuration);
 }
 
+absl::Status RefuseEngineFlags(const CLI::App& app, absl::string_view why) {
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->get_group() != kEngineGroup || option->count() == 0) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(option->get_name().substr(2), ": got one ", why, ", expected none"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ServerFlags::Validate() const {
   if (threads < 1 || threads > 1024) {
     return absl::InvalidArgumentError(
@@ -65,6 +75,11 @@ absl::Status ServerFlags::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("max-message-bytes: got ", FormatSize(max_message_bytes), ", expected ",
                      FormatSize(kMessageBytesMin), " to ", FormatSize(kMessageBytesMax)));
+  }
+  if (inflight_bytes < max_message_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("inflight-bytes: got ", FormatSize(inflight_bytes),
+                     ", expected at least max-message-bytes, ", FormatSize(max_message_bytes)));
   }
   if (drain_timeout > kDrainTimeoutMax) {
     return absl::InvalidArgumentError(
@@ -102,13 +117,15 @@ void AddServerFlags(CLI::App& app, ServerFlags& flags) {
                  "Calls that may wait for a thread before new ones are refused")
       ->capture_default_str();
   AddSize(app, "--max-message-bytes", flags.max_message_bytes, "Largest message, either way");
+  AddSize(app, "--inflight-bytes", flags.inflight_bytes,
+          "Bytes of requests that run or wait before new ones are refused");
   AddDuration(app, "--drain-timeout", flags.drain_timeout,
               "Time that running calls get after SIGTERM");
 }
 
 void AddEngineFlags(CLI::App& app, engine::EmbeddedOptions& options) {
   kvstore::StoreOptions& store = options.store;
-  const auto group = "Tiers";
+  const auto group = kEngineGroup;
   AddSize(app, "--host-bytes", store.host_bytes, "Host memory for rows and score indexes")
       ->group(group);
   app.add_option("--disk-path", store.disk_path, "Folder of the disk tier; none without it")

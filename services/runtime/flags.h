@@ -24,6 +24,9 @@ struct ServerFlags {
   // Calls that wait for a thread before new ones are refused.
   int queue_max = 256;
   uint64_t max_message_bytes = uint64_t{64} << 20;
+  // What requests that run or wait may hold before new ones are refused and streams read less. One
+  // message of each stream comes on top.
+  uint64_t inflight_bytes = uint64_t{256} << 20;
   absl::Duration drain_timeout = absl::Seconds(10);
 
   absl::Status Validate() const;
@@ -39,6 +42,8 @@ CLI::Option* AddDuration(CLI::App& app, const std::string& name, absl::Duration&
 void AddServerFlags(CLI::App& app, ServerFlags& flags);
 // The tiers of an engine in this process.
 void AddEngineFlags(CLI::App& app, engine::EmbeddedOptions& options);
+// InvalidArgument when one of those was given, naming it and `why` it does not belong here.
+absl::Status RefuseEngineFlags(const CLI::App& app, absl::string_view why);
 // Gives every option without an environment variable TERRACE_<NAME>. Call it last.
 void AddEnvironment(CLI::App& app);
 

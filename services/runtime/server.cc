@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -17,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "services/engine/error.h"
 #include "services/runtime/version.h"
 
 namespace terrace::runtime {
@@ -26,6 +28,8 @@ namespace {
 constexpr int kMinPingIntervalMs = 10'000;
 // Messages of many megabytes come and go: keep their memory instead of asking the kernel each time.
 constexpr int kKeepAllocationBytes = 256 << 20;
+// What has to be written at an orderly end gets this much, even when calls took all of the drain.
+constexpr absl::Duration kFinishMin = absl::Seconds(5);
 
 sigset_t StopSignals() {
   sigset_t signals;
@@ -48,6 +52,22 @@ absl::Status WritePort(const std::string& path, int port) {
   return absl::OkStatus();
 }
 
+std::unique_ptr<grpc::Server> Listen(const ServerFlags& flags,
+                                     const std::vector<grpc::Service*>& services, int* port) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  builder.SetMaxReceiveMessageSize(static_cast<int>(flags.max_message_bytes));
+  // Handlers keep their answers to the limit: here it would end the stream.
+  builder.SetMaxSendMessageSize(-1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kMinPingIntervalMs);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(), port);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  return builder.BuildAndStart();
+}
+
 void SetHealth(grpc::Server& server, bool ready) {
   grpc::HealthCheckServiceInterface* health = server.GetHealthCheckService();
   health->SetServingStatus("", ready);
@@ -57,8 +77,7 @@ void SetHealth(grpc::Server& server, bool ready) {
 
 // Shutdown cancels calls at the deadline, but returns only when their handlers have: a handler that
 // waits for somebody else has to be told.
-void StopServer(grpc::Server& server, absl::Duration timeout, const std::function<void()>& cancel) {
-  const absl::Time deadline = absl::Now() + timeout;
+void StopServer(grpc::Server& server, absl::Time deadline, const std::function<void()>& cancel) {
   absl::Notification stopped;
   std::thread canceller([&] {
     if (stopped.WaitForNotificationWithDeadline(deadline) || !cancel) return;
@@ -82,40 +101,43 @@ void InitProcess(const std::string& log_level) {
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
 }
 
-absl::Status Serve(const ServerFlags& flags, absl::string_view name,
-                   const std::vector<grpc::Service*>& services, Drain& drain,
-                   const std::function<void()>& cancel) {
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::ServerBuilder builder;
-  const int message_max = static_cast<int>(flags.max_message_bytes);
-  builder.SetMaxReceiveMessageSize(message_max);
-  // Handlers keep their answers to the limit: here it would end the stream.
-  builder.SetMaxSendMessageSize(-1);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                             kMinPingIntervalMs);
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+absl::Status Serve(const ServerFlags& flags, const Daemon& daemon) {
+  const absl::Time begin = absl::Now();
   int port = 0;
-  builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(), &port);
-  for (grpc::Service* service : services) builder.RegisterService(service);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  daemon.executor.Refuse(engine::Recovering());
+  const std::unique_ptr<grpc::Server> server = Listen(flags, daemon.services, &port);
   if (server == nullptr || port == 0) {
     return absl::UnavailableError(
         absl::StrCat("listen: cannot serve on ", flags.listen, ": is the address in use?"));
   }
-  SetHealth(*server, true);
-  if (absl::Status status = WritePort(flags.port_file, port); !status.ok()) return status;
-  spdlog::info("event=serving name={} version={} listen={} port={} threads={}", std::string(name),
-               kVersion, flags.listen, port, flags.threads);
+  SetHealth(*server, false);
+  spdlog::info("event=listening name={} version={} listen={} port={}", daemon.name, kVersion,
+               flags.listen, port);
+  absl::Status status = daemon.around.start();
+  if (status.ok()) {
+    daemon.executor.Refuse(absl::OkStatus());
+    SetHealth(*server, true);
+    // Who reads it may call.
+    status = WritePort(flags.port_file, port);
+  }
+  if (!status.ok()) {
+    StopServer(*server, absl::Now(), nullptr);
+    return status;
+  }
+  spdlog::info("event=serving name={} port={} threads={} time_to_ready={}", daemon.name, port,
+               flags.threads, absl::FormatDuration(absl::Now() - begin));
 
   const sigset_t signals = StopSignals();
   int received = 0;
   sigwait(&signals, &received);
+  const absl::Time deadline = absl::Now() + flags.drain_timeout;
   spdlog::info("event=draining signal={} timeout={}", received,
                absl::FormatDuration(flags.drain_timeout));
   SetHealth(*server, false);
-  drain.Start();
-  StopServer(*server, flags.drain_timeout, cancel);
+  daemon.executor.Refuse(engine::Draining());
+  daemon.drain.Start();
+  StopServer(*server, deadline, daemon.around.cancel);
+  if (daemon.around.finish) daemon.around.finish(std::max(deadline, absl::Now() + kFinishMin));
   spdlog::info("event=stopped");
   return absl::OkStatus();
 }

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "services/runtime/drain.h"
+#include "services/runtime/executor.h"
 #include "services/runtime/flags.h"
 
 namespace grpc {
@@ -20,13 +22,31 @@ namespace terrace::runtime {
 // sets up logging. Call it first in main.
 void InitProcess(const std::string& log_level);
 
-// Serves until SIGTERM or SIGINT, then drains: readiness turns false, streams say goodbye, running
-// calls get flags.drain_timeout. Those that run longer are cancelled; `cancel` is called then, if
-// there is one, to end what they wait for. Health (gRPC v1) answers for "", "liveness" and
-// "readiness"; reflection is on. InvalidArgument or Unavailable when the address cannot be served.
-absl::Status Serve(const ServerFlags& flags, absl::string_view name,
-                   const std::vector<grpc::Service*>& services, Drain& drain,
-                   const std::function<void()>& cancel = nullptr);
+// What a daemon does around serving.
+struct Around {
+  // Makes it ready for calls. Until it has returned, they are refused as RECOVERING.
+  std::function<absl::Status()> start;
+  // Ends what calls wait for. Null for nothing.
+  std::function<void()> cancel;
+  // What an orderly end owes when no calls run any more, until the deadline. Null for nothing.
+  std::function<void(absl::Time deadline)> finish;
+};
+
+struct Daemon {
+  std::string name;
+  std::vector<grpc::Service*> services;
+  Executor& executor;
+  Drain& drain;
+  Around around;
+};
+
+// Listens, starts the daemon, and serves until SIGTERM or SIGINT; then drains: readiness turns
+// false, new calls are refused, streams say goodbye, running calls get flags.drain_timeout. Those
+// that run longer are cancelled, and `cancel` is called. `finish` gets what is left of that time,
+// but at least five seconds. Health (gRPC v1) answers for "", "liveness" and "readiness";
+// reflection is on. InvalidArgument or Unavailable when the address cannot be served; the error of
+// `start`.
+absl::Status Serve(const ServerFlags& flags, const Daemon& daemon);
 
 }  // namespace terrace::runtime
 

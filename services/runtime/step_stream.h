@@ -6,6 +6,8 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -32,14 +34,8 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
   StepStream(grpc::CallbackServerContext* context, Executor& executor, Drain& drain,
              Handler handler)
       : context_(context), executor_(executor), drain_(drain), handler_(std::move(handler)) {
-    drain_id_ = drain_.Add([this] {
-      Response goodbye;
-      *goodbye.mutable_status() = ToRpcStatus(engine::Draining());
-      Update([this, &goodbye]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-        draining_ = true;
-        answers_.push_back(std::move(goodbye));
-      });
-    });
+    if (const absl::Status refused = executor_.refusal(); !refused.ok()) SayGoodbye(refused);
+    drain_id_ = drain_.Add([this] { SayGoodbye(engine::Draining()); });
     Update([] {});
   }
 
@@ -70,12 +66,26 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
   }
 
  private:
-  // Requests of one stream that are read but not answered: what a slow server makes wait.
-  static constexpr int kInFlightMax = 16;
+  // Requests of one stream that are read, up to the answer's last byte on its way: what a slow
+  // server makes wait, and what a client that does not read its answers may leave here.
+  static constexpr size_t kInFlightMax = 16;
+
+  // The stream ends because of `why`, which its last message says.
+  void SayGoodbye(const absl::Status& why) {
+    Response goodbye;
+    *goodbye.mutable_status() = ToRpcStatus(why);
+    Update([this, &why, &goodbye]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      if (!goodbye_.ok()) return;
+      goodbye_ = why;
+      answers_.push_back(std::move(goodbye));
+    });
+  }
 
   void Dispatch(std::shared_ptr<Request> request) {
     const absl::Time arrival = absl::Now();
-    const bool admitted = executor_.Submit([this, request, arrival] {
+    const uint64_t bytes = request->ByteSizeLong();
+    executor_.bytes().Take(bytes);
+    const bool admitted = executor_.Submit([this, request, arrival, bytes] {
       Response response;
       response.set_request_id(request->request_id());
       if (context_->IsCancelled()) {
@@ -83,9 +93,11 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
       } else {
         handler_(*request, arrival, &response);
       }
+      executor_.bytes().Give(bytes);
       Answer(std::move(response));
     });
     if (admitted) return;
+    executor_.bytes().Give(bytes);
     Response response;
     response.set_request_id(request->request_id());
     *response.mutable_status() = ToRpcStatus(QueueFull());
@@ -108,7 +120,7 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     {
       const kvstore::MutexLock lock(mu_);
       change();
-      read = !reading_ && !read_done_ && !draining_ && !broken_ && in_flight_ < kInFlightMax;
+      read = MayReadLocked();
       if (read) {
         next_ = std::make_unique<Request>();
         reading_ = true;
@@ -125,18 +137,25 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     if (read) this->StartRead(next_.get());
     if (write) this->StartWrite(&current_);
     bool finish = false;
-    bool draining = false;
+    absl::Status end;
     {
       const kvstore::MutexLock lock(mu_);
       --starting_;
       // Every request that was read is answered before the stream ends.
       const bool idle = starting_ == 0 && in_flight_ == 0 && !writing_ && answers_.empty();
-      finish = !finished_ && idle && (read_done_ || draining_ || broken_);
+      finish = !finished_ && idle && (read_done_ || !goodbye_.ok() || broken_);
       finished_ = finished_ || finish;
-      draining = draining_;
+      end = goodbye_;
     }
     // Nothing of this object may be touched after Finish.
-    if (finish) this->Finish(draining ? ToGrpcStatus(engine::Draining()) : grpc::Status::OK);
+    if (finish) this->Finish(ToGrpcStatus(end));
+  }
+
+  // While the process holds too many bytes, a stream has one request at a time.
+  bool MayReadLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (reading_ || read_done_ || !goodbye_.ok() || broken_) return false;
+    const size_t held = in_flight_ + answers_.size() + (writing_ ? 1 : 0);
+    return held < kInFlightMax && (in_flight_ == 0 || executor_.bytes().HasRoom());
   }
 
   grpc::CallbackServerContext* const context_;
@@ -150,12 +169,14 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
   std::unique_ptr<Request> next_;
   Response current_;
   std::deque<Response> answers_ ABSL_GUARDED_BY(mu_);
-  int in_flight_ ABSL_GUARDED_BY(mu_) = 0;
+  // Read and not answered.
+  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;
   int starting_ ABSL_GUARDED_BY(mu_) = 0;
   bool reading_ ABSL_GUARDED_BY(mu_) = false;
   bool read_done_ ABSL_GUARDED_BY(mu_) = false;
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
-  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  // Why the stream ends; OK while it goes on.
+  absl::Status goodbye_ ABSL_GUARDED_BY(mu_);
   // A write failed: the client is gone.
   bool broken_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;

@@ -26,7 +26,7 @@ struct ListOptions {
 // are added to the message. Not thread-safe.
 class AdminClient {
  public:
-  // `timeout` is for each call. Requires: ValidateEndpoint(endpoint) is OK, timeout > 0.
+  // `timeout` is for each call. Requires: runtime::ValidateEndpoint(endpoint) is OK, timeout > 0.
   AdminClient(const std::string& endpoint, absl::Duration timeout);
   ~AdminClient();
   AdminClient(const AdminClient&) = delete;

@@ -4,10 +4,9 @@
 #include <limits>
 #include <sstream>
 
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
+#include "services/runtime/endpoint.h"
 #include "services/terracectl/text_table.h"
 
 namespace terrace::terracectl {
@@ -46,7 +45,7 @@ std::string TimeoutError(std::string& text) {
 }
 
 std::string EndpointError(std::string& text) {
-  return std::string(ValidateEndpoint(text).message());
+  return std::string(runtime::ValidateEndpoint(text).message());
 }
 
 // Requests carry text as UTF-8; what is not cannot name anything that a server holds.
@@ -126,34 +125,6 @@ void AddCommands(CLI::App& app, Args& args) {
 }
 
 }  // namespace
-
-absl::Status ValidateEndpoint(const std::string& endpoint) {
-  constexpr char kExpected[] = "expected HOST:PORT, [IPV6]:PORT or unix:PATH";
-  const auto refuse = [&](absl::string_view why) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("got \"", endpoint, "\" (", why, "), ", kExpected));
-  };
-  if (absl::StartsWith(endpoint, "unix:")) {
-    const absl::string_view path = absl::string_view(endpoint).substr(5);
-    return path.empty() || path == "//" ? refuse("no path") : absl::OkStatus();
-  }
-  if (absl::StrContains(endpoint, "/")) return refuse("no scheme or path belongs here");
-  const size_t colon = endpoint.rfind(':');
-  if (colon == std::string::npos) return refuse("no port");
-  const absl::string_view host = absl::string_view(endpoint).substr(0, colon);
-  if (host.empty()) return refuse("no host");
-  const bool bracketed = host.front() == '[' && host.back() == ']' && host.size() > 2;
-  if (!bracketed && host.find_first_of(":[]") != absl::string_view::npos) {
-    return refuse("an IPv6 address goes in brackets");
-  }
-  const absl::string_view port_text = absl::string_view(endpoint).substr(colon + 1);
-  uint32_t port = 0;
-  const bool digits = port_text.find_first_not_of("0123456789") == absl::string_view::npos;
-  if (!digits || !absl::SimpleAtoi(port_text, &port) || port < 1 || port > 65535) {
-    return refuse("a port is 1 to 65535");
-  }
-  return absl::OkStatus();
-}
 
 std::variant<Args, EarlyExit> ParseArgs(int argc, const char* const* argv) {
   Args args;

@@ -42,9 +42,6 @@ struct EarlyExit {
 // Reads argv and TERRACE_ENDPOINT. Wrong arguments give kUsage and a text that names them.
 std::variant<Args, EarlyExit> ParseArgs(int argc, const char* const* argv);
 
-// OK if `endpoint` is HOST:PORT, [IPV6]:PORT or unix:PATH; else InvalidArgument saying why not.
-absl::Status ValidateEndpoint(const std::string& endpoint);
-
 }  // namespace terrace::terracectl
 
 #endif  // TERRACE_SERVICES_TERRACECTL_ARGS_H_

@@ -234,8 +234,12 @@ def resources(docs):
         if size_bytes(limits["memory"]) < needed:
             yield (f"{_name(workload)}: memory limit {limits['memory']} is less than budgets and "
                    f"overhead, {needed / 2**20:.0f}Mi")
-        if int(told.get("threads", 1 << 30)) > max(1, cpu_count(limits["cpu"])):
-            yield f"{_name(workload)}: more threads than cpu {limits['cpu']}"
+        # An engine in the pod computes; calls that wait for stores need no processor.
+        computing = int(told.get("compute-threads", 0))
+        if told.get("engine") != "remote" and \
+                not 1 <= computing <= max(1, cpu_count(limits["cpu"])):
+            yield (f"{_name(workload)}: compute-threads {computing}, 0 being one per core of the "
+                   f"node, for cpu {limits['cpu']}")
         if "disk-path" in told:
             yield from _volume(workload, container, told)
 

@@ -5,6 +5,8 @@
 
 #include <filesystem>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tests/e2e/cluster.h"
 #include "tests/e2e/model.h"
@@ -59,10 +61,14 @@ TEST_F(BadModelTest, AGoodCopyRuns) {
 }
 
 TEST_F(BadModelTest, CutWeightsAreRefused) {
-  for (const size_t bytes : {size_t{0}, size_t{7}, size_t{100}, weights_.size() - 1}) {
+  const std::vector<std::pair<size_t, std::string>> cases = {{0, "0 bytes, at least 8"},
+                                                             {7, "7 bytes, at least 8"},
+                                                             {100, "the header has"},
+                                                             {weights_.size() - 1, "ends at byte"}};
+  for (const auto& [bytes, words] : cases) {
     SCOPED_TRACE(bytes);
     folder_.Write(kWeights, weights_.substr(0, bytes));
-    ExpectRefused(kWeights, "");
+    ExpectRefused(kWeights, words);
   }
 }
 
@@ -73,9 +79,9 @@ TEST_F(BadModelTest, ForeignWeightsAreRefused) {
 
 TEST_F(BadModelTest, AConfigurationThatIsNotOneIsRefused) {
   folder_.Write("config.json", config_.substr(0, config_.size() / 2));
-  ExpectRefused("config.json", "");
+  ExpectRefused("config.json", "not a JSON object");
   folder_.Write("config.json", "[1, 2]");
-  ExpectRefused("config.json", "");
+  ExpectRefused("config.json", "not a JSON object");
 }
 
 TEST_F(BadModelTest, WeightsOfAnotherShapeAreRefused) {

@@ -140,7 +140,7 @@ class DrainTest : public ::testing::Test {
   const Rows rows_{kShape, TestSeed()};
 };
 
-TEST_F(DrainTest, AWorkerSaysGoodbyeAndLetsABulkAppendFinish) {
+TEST_F(DrainTest, AWorkerSaysGoodbyeAndEndsABulkAppendBetweenMessages) {
   Cluster cluster;
   Client client = cluster.NewClient();
   const v1::SequenceInfo sequence = client.Open(kShape);
@@ -150,26 +150,51 @@ TEST_F(DrainTest, AWorkerSaysGoodbyeAndLetsABulkAppendFinish) {
   ASSERT_TRUE(AwaitTokens(client, bulk));
   cluster.worker().process().Signal(SIGTERM);
   ExpectGoodbye(client);
-  // It drains as long as somebody writes, and no longer.
-  EXPECT_TRUE(cluster.worker().process().Running());
-  EXPECT_REPLY_OK(append.Finish());
-  EXPECT_EQ(append.response().length(), append.sent());
+  const Reply& end = append.Broken();
+  EXPECT_THAT(end, Refused(absl::StatusCode::kUnavailable, Words{"draining"}));
+  EXPECT_EQ(end.reason, "DRAINING");
+  EXPECT_TRUE(end.retry_delay.has_value());
   EXPECT_EQ(cluster.worker().process().Wait(), 0);
   cluster.worker().Restart();
+  // What came before stands whole, and the length says where to go on.
   v1::SequenceInfo back;
   ASSERT_REPLY_OK(client.Get(bulk.handle(), &back));
-  EXPECT_EQ(back.length(), append.sent());
+  EXPECT_GT(back.length(), 200u);
+  EXPECT_LE(back.length(), append.sent());
+  EXPECT_REPLY_OK(client.Append(bulk, rows_, back.length(), back.length() + 10));
 }
 
-TEST_F(DrainTest, TheTimeoutEndsABulkAppendThatDoesNotFinish) {
-  Cluster cluster({}, {"--drain-timeout", "300ms"});
+// Its client sends nothing more and ends nothing: without being told it would wait for the timeout.
+TEST_F(DrainTest, ABulkAppendThatIsIdleIsToldToo) {
+  Cluster cluster({}, {"--drain-timeout", "1h"});
   Client client = cluster.NewClient();
   const v1::SequenceInfo bulk = client.Open(kShape);
-  LongAppend append(cluster.worker().address(), bulk, rows_);
-  ASSERT_TRUE(AwaitTokens(client, bulk));
+  std::atomic<bool> stop = false;
+  Reply reply;
+  std::thread append([&] {
+    Client sender = cluster.NewClient();
+    bool first = true;
+    reply = sender.AppendStream([&](v1::AppendKvRequest& request) {
+      if (!first) return Await([&] { return stop.load(); }) && false;
+      first = false;
+      request.set_handle(bulk.handle());
+      request.set_writer_epoch(bulk.writer_epoch());
+      for (uint32_t layer = 0; layer < kShape.layers; ++layer) {
+        v1::LayerChunk& chunk = *request.add_chunks();
+        chunk.set_layer(layer);
+        *chunk.mutable_k() = rows_.K(layer, 0, 250);
+        *chunk.mutable_v() = rows_.V(layer, 0, 250);
+      }
+      return true;
+    });
+  });
+  EXPECT_TRUE(AwaitTokens(client, bulk));
   cluster.worker().process().Signal(SIGTERM);
   EXPECT_EQ(cluster.worker().process().Wait(), 0);
-  EXPECT_FALSE(append.Broken().ok());
+  stop = true;
+  append.join();
+  EXPECT_THAT(reply, Refused(absl::StatusCode::kUnavailable, Words{"draining"}));
+  EXPECT_EQ(reply.reason, "DRAINING");
 }
 
 TEST_F(DrainTest, AStoreKeepsWhatWasAcknowledgedAndTheWorkerSaysWhoIsGone) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
 
 #include "tests/e2e/cluster.h"
 
@@ -13,6 +14,14 @@ namespace {
 constexpr uint64_t kLimit = 256 << 10;
 constexpr uint64_t kLength = 1200;
 const Shape kShape = {.layers = 1, .query_heads = 8, .kv_heads = 2, .head_dim = 32};
+
+Reply AppendOnce(Client& client, const v1::AppendKvRequest& message) {
+  bool sent = false;
+  return client.AppendStream([&](v1::AppendKvRequest& request) {
+    request = message;
+    return !std::exchange(sent, true);
+  });
+}
 
 class MessageLimitTest : public ::testing::Test {
  protected:
@@ -55,6 +64,47 @@ TEST_F(MessageLimitTest, ARequestBeyondItIsRefusedWithBothSizes) {
   EXPECT_THAT(client_.Attend(request, &response),
               Refused(absl::StatusCode::kResourceExhausted, Words{"larger than max", limit}));
   ExpectIntact();
+}
+
+TEST_F(MessageLimitTest, AnAppendBeyondItIsRefusedWithBothSizesAndTheNextIsTaken) {
+  v1::AppendKvRequest message;
+  message.set_handle(sequence_.handle());
+  message.set_writer_epoch(sequence_.writer_epoch());
+  v1::LayerChunk& chunk = *message.add_chunks();
+  chunk.set_position(kLength);
+  *chunk.mutable_k() = rows_.K(0, kLength, 2000);
+  *chunk.mutable_v() = rows_.V(0, kLength, 2000);
+  ASSERT_GT(message.ByteSizeLong(), kLimit);
+  EXPECT_THAT(AppendOnce(client_, message),
+              Refused(absl::StatusCode::kResourceExhausted,
+                      Words{"larger than max", std::to_string(kLimit)}));
+  v1::SequenceInfo info;
+  ASSERT_REPLY_OK(client_.Get(sequence_.handle(), &info));
+  EXPECT_EQ(info.length(), kLength);
+  EXPECT_REPLY_OK(client_.Append(sequence_, rows_, kLength, kLength + 10));
+  ExpectIntact();
+}
+
+// The store takes less than the worker, which is to say so.
+TEST(StoreLimitTest, AnAppendThatFitsTheWorkerAndNotTheStoreIsRefusedWithBothSizes) {
+  Cluster cluster({"--max-message-bytes", "64KiB"}, {"--max-message-bytes", "8MiB"});
+  Client client = cluster.NewClient();
+  const Rows rows(kShape, TestSeed());
+  const v1::SequenceInfo sequence = client.Open(kShape);
+  v1::AppendKvRequest message;
+  message.set_handle(sequence.handle());
+  message.set_writer_epoch(sequence.writer_epoch());
+  v1::LayerChunk& chunk = *message.add_chunks();
+  constexpr uint32_t kTokens = 12'000;
+  *chunk.mutable_k() = rows.K(0, 0, kTokens);
+  *chunk.mutable_v() = rows.V(0, 0, kTokens);
+  ASSERT_GT(message.ByteSizeLong(), uint64_t{1} << 20);
+  const Reply reply = AppendOnce(client, message);
+  EXPECT_THAT(reply, Refused(absl::StatusCode::kInvalidArgument,
+                             Words{"append: got a message of", "expected at most 65536"}));
+  EXPECT_EQ(reply.reason, "LIMIT_EXCEEDED");
+  EXPECT_FALSE(reply.retry_delay.has_value());
+  EXPECT_REPLY_OK(client.Append(sequence, rows, 0, 10));
 }
 
 // A bf16 request is smaller than its fp32 answer.

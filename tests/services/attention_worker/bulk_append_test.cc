@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "services/attention_worker/attention_service.h"
 #include "services/engine/error.h"
 #include "services/runtime/convert.h"
@@ -56,15 +58,40 @@ class BulkAppendTest : public ::testing::Test {
     return runtime::FromGrpcStatus(writer->Finish());
   }
 
+  // [position, position + n) of both layers.
+  v1::AppendKvRequest Tokens(const SequenceInfo& info, int64_t position, int64_t n) {
+    v1::AppendKvRequest request;
+    request.set_handle(info.handle);
+    request.set_writer_epoch(info.writer_epoch);
+    for (int layer = 0; layer < 2; ++layer) {
+      AddChunk(SmallGeometry(), layer, position, n, &request);
+    }
+    return request;
+  }
+  void AwaitLength(const SequenceInfo& info, int64_t length) {
+    const absl::Time end = absl::Now() + absl::Seconds(30);
+    while (engine_->Get({}, info.handle)->length < length && absl::Now() < end) {
+      std::this_thread::yield();
+    }
+    ASSERT_EQ(engine_->Get({}, info.handle)->length, length);
+  }
+
+  void SetUp() override { Serve({}); }
+  void Serve(const RpcServer::Room& room) {
+    server_ = std::make_unique<RpcServer>(
+        [this](runtime::Executor& executor, runtime::Drain& drain) {
+          std::vector<std::unique_ptr<grpc::Service>> services;
+          services.push_back(attention_worker::MakeAttentionService(
+              *engine_, executor, drain, {.max_message_bytes = RpcServer::kMessageBytesMax}));
+          return services;
+        },
+        0, room);
+    stub_ = v1::AttentionService::NewStub(server_->Channel());
+  }
+
   std::unique_ptr<engine::EmbeddedEngine> engine_ = OpenEngine(Roomy());
-  RpcServer server_{[this](runtime::Executor& executor, runtime::Drain& drain) {
-    std::vector<std::unique_ptr<grpc::Service>> services;
-    services.push_back(attention_worker::MakeAttentionService(
-        *engine_, executor, drain, {.max_message_bytes = RpcServer::kMessageBytesMax}));
-    return services;
-  }};
-  std::unique_ptr<v1::AttentionService::Stub> stub_ =
-      v1::AttentionService::NewStub(server_.Channel());
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<v1::AttentionService::Stub> stub_;
 };
 
 TEST_F(BulkAppendTest, TenMegabytesInChunksArriveWhole) {
@@ -135,7 +162,10 @@ TEST_F(BulkAppendTest, WhatIsWrongIsSaid) {
   EXPECT_THAT(Send({epoch}, &response), StatusIs(absl::StatusCode::kFailedPrecondition));
   v1::AppendKvRequest far = good;
   far.mutable_chunks(0)->set_position(UINT64_MAX);
-  EXPECT_FALSE(Send({far}, &response).ok());
+  const absl::Status too_long = Send({far}, &response);
+  EXPECT_THAT(too_long, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("position")));
+  // No retry makes it shorter.
+  EXPECT_FALSE(engine::DetailOf(too_long)->retry_delay.has_value());
   v1::AppendKvRequest layer = good;
   layer.mutable_chunks(0)->set_layer(UINT32_MAX);
   EXPECT_THAT(Send({layer}, &response),
@@ -175,6 +205,69 @@ TEST_F(BulkAppendTest, AClientThatGivesUpLeavesWholeChunks) {
   v1::AppendKvResponse response;
   ASSERT_OK(Send({all}, &response));
   EXPECT_EQ(response.length(), 300u);
+}
+
+// What was stored stands, and says where to go on.
+TEST_F(BulkAppendTest, ADrainEndsItBeforeTheNextMessage) {
+  for (const bool sends : {true, false}) {
+    SCOPED_TRACE(sends ? "with a message on its way" : "idle");
+    Serve({});
+    const SequenceInfo info = *engine_->Create({}, Spec(SmallGeometry()));
+    grpc::ClientContext context;
+    v1::AppendKvResponse response;
+    const auto writer = stub_->AppendKv(&context, &response);
+    ASSERT_TRUE(writer->Write(Tokens(info, 0, 30)));
+    AwaitLength(info, 30);
+    server_->StartDrain();
+    if (sends) writer->Write(Tokens(info, 30, 30));
+    // Without an end of its messages: a client that waits is told, too.
+    const absl::Status end = runtime::FromGrpcStatus(writer->Finish());
+    EXPECT_THAT(end, StatusIs(absl::StatusCode::kUnavailable));
+    ASSERT_TRUE(engine::DetailOf(end).has_value());
+    EXPECT_EQ(engine::DetailOf(end)->reason, "DRAINING");
+    EXPECT_EQ(engine_->Get({}, info.handle)->length, 30);
+  }
+}
+
+TEST_F(BulkAppendTest, AFullQueueRefusesItAtFirstAndNeverAfterwards) {
+  Serve({.threads = 1, .queue_max = 1, .bytes_max = 1});
+  const SequenceInfo info = *engine_->Create({}, Spec(SmallGeometry()));
+  grpc::ClientContext context;
+  v1::AppendKvResponse response;
+  const auto writer = stub_->AppendKv(&context, &response);
+  ASSERT_TRUE(writer->Write(Tokens(info, 0, 30)));
+  AwaitLength(info, 30);
+  absl::Notification running;
+  absl::Notification release;
+  ASSERT_TRUE(server_->executor().Submit([&] {
+    running.Notify();
+    release.WaitForNotification();
+  }));
+  running.WaitForNotification();
+  ASSERT_TRUE(server_->executor().Submit([] {}));
+  v1::AppendKvResponse refused;
+  EXPECT_THAT(Send({Tokens(info, 0, 30)}, &refused),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("queue")));
+  ASSERT_TRUE(writer->Write(Tokens(info, 30, 30)));
+  const absl::Time end = absl::Now() + absl::Seconds(30);
+  while (server_->executor().bytes().HasRoom() && absl::Now() < end) std::this_thread::yield();
+  release.Notify();
+  writer->WritesDone();
+  EXPECT_OK(runtime::FromGrpcStatus(writer->Finish()));
+  EXPECT_EQ(response.length(), 60u);
+}
+
+TEST_F(BulkAppendTest, IsRefusedWhileTooManyBytesAreInFlight) {
+  Serve({.bytes_max = 1000});
+  const SequenceInfo info = *engine_->Create({}, Spec(SmallGeometry()));
+  v1::AppendKvResponse response;
+  server_->executor().bytes().Take(1000);
+  EXPECT_THAT(Send({Tokens(info, 0, 30)}, &response),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("bytes")));
+  server_->executor().bytes().Give(1);
+  EXPECT_OK(Send({Tokens(info, 0, 30), Tokens(info, 30, 30)}, &response));
+  EXPECT_FALSE(server_->executor().bytes().TryTake(2));
+  EXPECT_TRUE(server_->executor().bytes().TryTake(1));
 }
 
 }  // namespace

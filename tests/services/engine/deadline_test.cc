@@ -175,6 +175,22 @@ TEST_F(DeadlineTest, AWriterWaitsForAnotherNoLongerThanItsDeadline) {
   for (const Verb& verb : Writers()) EXPECT_EQ(verb.call({}), absl::StatusCode::kOk) << verb.name;
 }
 
+// A truncate that cuts durable rows holds the sequence alone while it writes.
+TEST_F(DeadlineTest, ListsForPeopleWaitForASequenceNoLongerThanTheirDeadline) {
+  ASSERT_OK(engine_->Flush({}, info_.handle));
+  hangs_ = true;
+  std::thread truncate(
+      [&] { EXPECT_OK(engine_->Truncate({}, info_.handle, info_.writer_epoch, 40)); });
+  hanging_.WaitForNotification();
+  const absl::Time soon = absl::Now() + absl::Milliseconds(5);
+  EXPECT_THAT(engine_->Describe(info_.handle, soon), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(engine_->ListSequences("", "", 10, {.deadline = soon}),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  go_on_.Notify();
+  truncate.join();
+  EXPECT_OK(engine_->Describe(info_.handle, absl::Now() + absl::Seconds(30)));
+}
+
 TEST_F(DeadlineTest, ReadersWaitForNoWriter) {
   std::thread flush = HangingFlush();
   for (const Verb& verb : Readers()) EXPECT_EQ(verb.call({}), absl::StatusCode::kOk) << verb.name;

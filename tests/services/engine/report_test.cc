@@ -87,6 +87,23 @@ TEST_F(ReportTest, ADescriptionSaysWhereBlocksLive) {
   EXPECT_EQ(forked.layers[0].blocks, 4u);
 }
 
+TEST_F(ReportTest, AnOpenBlockIsInNoTierButItsRowsTakeBytes) {
+  const SequenceInfo info = *engine_->Create({}, Spec(SmallGeometry()));
+  uint64_t row_bytes = 0;
+  for (const auto& [length, blocks] :
+       std::vector<std::pair<int64_t, uint64_t>>{{1, 0}, {63, 0}, {64, 2}, {65, 2}, {128, 4}}) {
+    ASSERT_OK(AppendSeed(*engine_, info, kSeed, 0, length));
+    const SequenceDescription description = *engine_->Describe(info.handle);
+    for (const engine::LayerResidency& layer : description.layers) {
+      EXPECT_EQ(layer.blocks, blocks) << length;
+      EXPECT_EQ(layer.host_blocks, blocks) << length;
+    }
+    EXPECT_GE(description.layers[0].host_row_bytes, uint64_t{2} * length * 128);
+    EXPECT_GE(description.layers[0].host_row_bytes, row_bytes);
+    row_bytes = description.layers[0].host_row_bytes;
+  }
+}
+
 TEST_F(ReportTest, AnUnknownHandleIsNotFound) {
   EXPECT_THAT(engine_->Describe("nonsense"), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(engine_->Describe(""), StatusIs(absl::StatusCode::kNotFound));

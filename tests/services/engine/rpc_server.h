@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "services/engine/error.h"
 #include "services/runtime/drain.h"
 #include "services/runtime/executor.h"
 
@@ -25,10 +26,18 @@ class RpcServer {
   using MakeServices = std::function<std::vector<std::unique_ptr<grpc::Service>>(
       runtime::Executor& executor, runtime::Drain& drain)>;
 
+  // What may run and wait at once.
+  struct Room {
+    int threads = 4;
+    size_t queue_max = 256;
+    uint64_t bytes_max = uint64_t{256} << 20;
+  };
+
   // port 0 picks a free one.
-  explicit RpcServer(const MakeServices& make, int port = 0, int threads = 4,
-                     size_t queue_max = 256)
-      : executor_(threads, queue_max), services_(make(executor_, drain_)) {
+  explicit RpcServer(const MakeServices& make, int port = 0) : RpcServer(make, port, Room()) {}
+  RpcServer(const MakeServices& make, int port, const Room& room)
+      : executor_(room.threads, room.queue_max, room.bytes_max),
+        services_(make(executor_, drain_)) {
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(kMessageBytesMax);
     builder.SetMaxSendMessageSize(-1);
@@ -45,7 +54,13 @@ class RpcServer {
   bool serving() const { return server_ != nullptr && port_ != 0; }
   int port() const { return port_; }
   std::string endpoint() const { return "127.0.0.1:" + std::to_string(port_); }
-  runtime::Drain& drain() { return drain_; }
+  runtime::Executor& executor() { return executor_; }
+
+  // As runtime::Serve does when it is told to stop.
+  void StartDrain() {
+    executor_.Refuse(engine::Draining());
+    drain_.Start();
+  }
 
   // Cancels what runs.
   void Stop() {

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <utility>
 
+#include "google/rpc/error_details.pb.h"
+
 namespace terrace::frontend::testing {
 namespace {
 
@@ -30,6 +32,16 @@ bool HasShape(const v1::Tensor& tensor, const std::vector<uint32_t>& shape) {
   for (const uint32_t extent : shape) bytes *= extent;
   return tensor.dtype() == v1::DTYPE_FLOAT32 && tensor.data().size() == bytes &&
          std::vector<uint32_t>(tensor.shape().begin(), tensor.shape().end()) == shape;
+}
+
+google::rpc::Status Busy() {
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_nanos(1'000'000);
+  google::rpc::Status status;
+  status.set_code(grpc::StatusCode::RESOURCE_EXHAUSTED);
+  status.set_message("busy");
+  status.add_details()->PackFrom(retry);
+  return status;
 }
 
 }  // namespace
@@ -110,6 +122,15 @@ grpc::Status FakeAttentionService::Arrive(grpc::ServerContext* context) {
   last_tenant_ = tenant == context->client_metadata().end()
                      ? ""
                      : std::string(tenant->second.data(), tenant->second.size());
+  if (plan_.busy_calls > 0) {
+    --plan_.busy_calls;
+    const google::rpc::Status busy = Busy();
+    return {grpc::StatusCode::RESOURCE_EXHAUSTED, busy.message(), busy.SerializeAsString()};
+  }
+  if (plan_.cancelled_calls > 0) {
+    --plan_.cancelled_calls;
+    return {grpc::StatusCode::CANCELLED, "shutting down"};
+  }
   if (plan_.step >= 0 && steps_ > plan_.step && plan_.unanswered_calls > 0) {
     --plan_.unanswered_calls;
     return {grpc::StatusCode::UNAVAILABLE, "starting"};
@@ -294,8 +315,10 @@ grpc::Status FakeAttentionService::AttendStream(
     last_request_ = request;
     if (request.layer() == 0) step_tokens_.push_back(request.items(0).token_ids_size());
     v1::AttendResponse response;
-    const bool faulty = steps_++ == plan_.step;
+    const int64_t since = steps_++ - plan_.step;
     const Fault fault = plan_.fault;
+    const bool faulty = plan_.step >= 0 && since == 0;
+    const bool busy = plan_.step >= 0 && since >= 0 && since < plan_.busy_steps;
     if (faulty && (fault == Fault::kLost || fault == Fault::kDrain)) {
       Crash();
       if (fault == Fault::kLost) return {grpc::StatusCode::UNAVAILABLE, "killed"};
@@ -313,6 +336,10 @@ grpc::Status FakeAttentionService::AttendStream(
       response.set_request_id(request.request_id());
       response.mutable_status()->set_code(grpc::StatusCode::RESOURCE_EXHAUSTED);
       response.mutable_status()->set_message("queue full");
+    } else if (busy && (fault == Fault::kBusyCall || fault == Fault::kBusyItem)) {
+      response.set_request_id(request.request_id());
+      *(fault == Fault::kBusyCall ? response.mutable_status()
+                                  : response.add_results()->mutable_status()) = Busy();
     } else {
       Answer(request, response);
     }

@@ -28,6 +28,9 @@ enum class Fault {
   kItemError,
   // The step as a whole fails with RESOURCE_EXHAUSTED.
   kCallError,
+  // The same two, nothing appended, with a retry delay of a millisecond.
+  kBusyItem,
+  kBusyCall,
   // The answer carries the id of another request.
   kWrongId,
   // The answer has one output too few.
@@ -46,6 +49,12 @@ struct FaultPlan {
   bool forget = false;
   // ... and the number of unary calls that find nobody.
   int unanswered_calls = 0;
+  // Steps from there on that kBusyItem and kBusyCall meet.
+  int64_t busy_steps = 1;
+  // The next unary calls fail with RESOURCE_EXHAUSTED and a retry delay of a millisecond, those
+  // after them are cancelled.
+  int busy_calls = 0;
+  int cancelled_calls = 0;
 };
 
 // Attends densely; under SparQ only to the last k rows, so that policies differ in their answers.

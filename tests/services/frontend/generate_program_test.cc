@@ -125,9 +125,6 @@ TEST_F(GenerateProgram, EndsWithCode4OnInputItCannotUse) {
   EXPECT_THAT(outcome.err, HasSubstr("model.safetensors"));
   WriteFile(directory_.File("empty"), "");
   EXPECT_EQ(Generate("--score-file " + directory_.File("empty")).exit_code, 4);
-  const Outcome policy = Generate("--policy sparq:r=65,k=4");
-  EXPECT_EQ(policy.exit_code, 4);
-  EXPECT_THAT(policy.err, HasSubstr("65"));
 }
 
 TEST_F(GenerateProgram, EndsWithCode5WhenTheServiceRefuses) {
@@ -149,6 +146,25 @@ TEST_F(GenerateProgram, EndsWithCode5WhenTheServiceRefuses) {
   EXPECT_THAT(too_long.err, HasSubstr("have 33 tokens"));
 }
 
+TEST_F(GenerateProgram, EndsWithCode6WhenAStepTakesTooLong) {
+  FaultPlan plan;
+  plan.step = 3;
+  plan.fault = testing::Fault::kHang;
+  server_.service().Plan(plan);
+  const Outcome outcome = Generate("--tokens 12 --deadline 1ms");
+  EXPECT_EQ(outcome.exit_code, 6);
+  EXPECT_THAT(outcome.err, HasSubstr("no answer in time"));
+}
+
+TEST_F(GenerateProgram, EndsWithCode1WhenItsOutputCannotBeWritten) {
+  for (const char* arguments : {"--tokens 8", "--tokens 8 --json", "--help"}) {
+    SCOPED_TRACE(arguments);
+    const std::string full = std::string(arguments) + " >/dev/full #";
+    const Outcome outcome = std::string(arguments) == "--help" ? RunProgram(full) : Generate(full);
+    EXPECT_EQ(outcome.exit_code, 1);
+  }
+}
+
 TEST_F(GenerateProgram, EndsWithCode2OnAWrongCommandLine) {
   const struct {
     const char* arguments;
@@ -161,6 +177,7 @@ TEST_F(GenerateProgram, EndsWithCode2OnAWrongCommandLine) {
                {"--mode fast", "fast"},
                {"--reconnect soon", "\"soon\" is no duration"},
                {"--deadline=-1s", "is no duration"},
+               {"--policy sparq:r=65,k=4", "65"},
                {"--no-such-option", "no-such-option"}};
   for (const auto& c : cases) {
     const Outcome outcome = Generate(c.arguments);

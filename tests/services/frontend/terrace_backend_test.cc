@@ -235,6 +235,66 @@ TEST_F(TerraceBackendTest, AFailedStepNamesLayerPositionAndReason) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("queue full")));
 }
 
+// Attention rows of a step that is sent again are there once.
+TEST_F(TerraceBackendTest, WhatTheServiceHasNoRoomForIsSentAgainWhenItSays) {
+  Connect();
+  const auto expected = Run(*backend_, 4);
+  ASSERT_OK(expected);
+  for (const Fault fault : {Fault::kBusyItem, Fault::kBusyCall}) {
+    FaultPlan plan;
+    plan.step = server_.service().steps() + 4;
+    plan.fault = fault;
+    plan.busy_steps = 3;
+    plan.busy_calls = 2;
+    server_.service().Plan(plan);
+    Connect();
+    const auto got = Run(*backend_, 4);
+    ASSERT_OK(got);
+    EXPECT_EQ(*got, *expected);
+    EXPECT_EQ(backend_->TakeAccount().answers, 9U);
+  }
+  EXPECT_THAT(server_.service().complaints(), IsEmpty());
+}
+
+TEST_F(TerraceBackendTest, AServiceThatStaysBusyIsGivenUpInTimeAndWhenInterrupted) {
+  options_.room_wait = absl::Milliseconds(50);
+  Connect();
+  FaultPlan plan;
+  plan.step = 0;
+  plan.fault = Fault::kBusyItem;
+  plan.busy_steps = int64_t{1} << 40;
+  server_.service().Plan(plan);
+  EXPECT_THAT(Run(*backend_, 4).status(),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("busy")));
+  // A step's own deadline may be nearer.
+  options_.room_wait = absl::InfiniteDuration();
+  options_.step_deadline = absl::Milliseconds(50);
+  Connect();
+  EXPECT_THAT(Run(*backend_, 4).status(), StatusIs(absl::StatusCode::kResourceExhausted));
+  options_.step_deadline = absl::InfiniteDuration();
+  const int64_t enough = server_.service().steps() + 3;
+  options_.interrupted = [&] { return server_.service().steps() >= enough; };
+  Connect();
+  EXPECT_THAT(Run(*backend_, 4).status(), StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_EQ(server_.service().steps(), enough);
+  options_.interrupted = nullptr;
+  options_.call_deadline = absl::Milliseconds(50);
+  plan.busy_calls = 1 << 30;
+  server_.service().Plan(plan);
+  EXPECT_THAT(backend_->Open().status(), StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+// The service stops: nobody on this side has cancelled anything.
+TEST_F(TerraceBackendTest, ACallThatTheServiceCancelsIsUnavailable) {
+  Connect();
+  FaultPlan plan;
+  plan.cancelled_calls = 1;
+  server_.service().Plan(plan);
+  EXPECT_THAT(backend_->Open().status(),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("cancelled the call")));
+  EXPECT_OK(backend_->Open());
+}
+
 TEST_F(TerraceBackendTest, ALostServiceIsUnavailableAndALaterStepConnectsAgain) {
   Connect();
   EXPECT_THAT(RunWith(Fault::kLost, 4),

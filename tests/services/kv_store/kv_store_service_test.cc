@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "services/runtime/status_convert.h"
 #include "terrace/v1/kv_store.grpc.pb.h"
 #include "tests/services/engine/engine_client.h"
@@ -33,6 +34,19 @@ class KvStoreServiceTest : public ::testing::Test {
     for (int layer = 0; layer < 2; ++layer) {
       plain_.Append(layer, MakeRows(SmallGeometry(), kSeed, layer, 0, kLength));
     }
+  }
+
+  void SetUp() override { Serve(RpcServer::kMessageBytesMax, {}); }
+  void Serve(uint64_t max_message_bytes, const RpcServer::Room& room) {
+    server_ = std::make_unique<RpcServer>(
+        [&](runtime::Executor& executor, runtime::Drain& drain) {
+          std::vector<std::unique_ptr<grpc::Service>> services;
+          services.push_back(
+              kv_store::MakeKvStoreService(*engine_, executor, drain, max_message_bytes));
+          return services;
+        },
+        0, room);
+    stub_ = v1::KvStoreService::NewStub(server_->Channel());
   }
 
   std::string Stored(int layer, int head, int64_t first, int64_t end) const {
@@ -71,13 +85,8 @@ class KvStoreServiceTest : public ::testing::Test {
   std::unique_ptr<engine::EmbeddedEngine> engine_ = OpenEngine(MemoryOptions());
   SequenceInfo info_ = *engine_->Create({}, Spec(SmallGeometry()));
   PlainCache plain_{SmallGeometry()};
-  RpcServer server_{[this](runtime::Executor& executor, runtime::Drain& drain) {
-    std::vector<std::unique_ptr<grpc::Service>> services;
-    services.push_back(
-        kv_store::MakeKvStoreService(*engine_, executor, drain, RpcServer::kMessageBytesMax));
-    return services;
-  }};
-  std::unique_ptr<v1::KvStoreService::Stub> stub_ = v1::KvStoreService::NewStub(server_.Channel());
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<v1::KvStoreService::Stub> stub_;
 };
 
 TEST_F(KvStoreServiceTest, ReadRowsGivesWhatWasAppended) {
@@ -135,6 +144,59 @@ TEST_F(KvStoreServiceTest, ReadBlocksExportsEveryRowOnce) {
     }
     EXPECT_EQ(next, blocks.size());
   }
+}
+
+// 128 bytes a row, and some for what else a message says.
+TEST_F(KvStoreServiceTest, ReadBlocksKeepsToTheMessageLimit) {
+  for (const auto& [limit, rows_of_message] :
+       std::vector<std::pair<uint64_t, std::vector<size_t>>>{{128 + 255, {1}},
+                                                             {128 + 256, {1}},
+                                                             {48 * 128 + 256, {48, 16}},
+                                                             {64 * 128 + 255, {63, 1}},
+                                                             {64 * 128 + 256, {64}}}) {
+    SCOPED_TRACE(limit);
+    Serve(limit, {});
+    std::vector<v1::ReadBlocksResponse> blocks;
+    ASSERT_OK(ReadBlocks(info_.handle, 0, 128, &blocks));
+    std::string layer_one;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      if (rows_of_message[0] > 1) EXPECT_LE(blocks[i].ByteSizeLong(), limit);
+      EXPECT_EQ(blocks[i].rows().shape(0), rows_of_message[i % rows_of_message.size()]);
+      if (blocks[i].layer() == 1 && blocks[i].kv_head() == 1) layer_one += blocks[i].rows().data();
+    }
+    EXPECT_EQ(layer_one, Stored(1, 1, 0, 128));
+  }
+}
+
+TEST_F(KvStoreServiceTest, AFullQueueRefusesAnExportAtFirstAndNeverAfterwards) {
+  Serve(RpcServer::kMessageBytesMax, {.threads = 1, .queue_max = 1});
+  // Of messages that flow control lets out one by one.
+  engine::Geometry geometry = SmallGeometry();
+  geometry.head_dim = 256;
+  info_ = *engine_->Create({}, Spec(geometry));
+  ASSERT_OK(AppendSeed(*engine_, info_, kSeed, 0, kLength));
+  grpc::ClientContext context;
+  v1::ReadBlocksRequest request;
+  request.set_handle(info_.handle);
+  const auto reader = stub_->ReadBlocks(&context, request);
+  v1::ReadBlocksResponse block;
+  ASSERT_TRUE(reader->Read(&block));
+  absl::Notification running;
+  absl::Notification release;
+  ASSERT_TRUE(server_->executor().Submit([&] {
+    running.Notify();
+    release.WaitForNotification();
+  }));
+  running.WaitForNotification();
+  static_cast<void>(server_->executor().Submit([] {}));
+  std::vector<v1::ReadBlocksResponse> refused;
+  EXPECT_THAT(ReadBlocks(info_.handle, 0, 0, &refused),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("queue")));
+  release.Notify();
+  int count = 1;
+  while (reader->Read(&block)) ++count;
+  EXPECT_OK(runtime::FromGrpcStatus(reader->Finish()));
+  EXPECT_EQ(count, 2 * 2 * 4);
 }
 
 TEST_F(KvStoreServiceTest, ReadBlocksRefusesRangesBeyondTheLength) {

@@ -11,6 +11,7 @@
 #include "services/engine/error.h"
 #include "services/engine/handle.h"
 #include "services/runtime/status_convert.h"
+#include "terrace/v1/admin.grpc.pb.h"
 #include "terrace/v1/kv_store.grpc.pb.h"
 #include "tests/services/kv_store/mute_store.h"
 #include "tests/services/kv_store/slow_door.h"
@@ -133,20 +134,21 @@ TEST(GoneStoreTest, ListsHaveWhatTheOthersHoldAndNameIt) {
   const int port = one.server->port();
   const std::string endpoint = one.server->endpoint();
   one.server->Stop();
-  const auto tiers = remote.ListTiers();
+  std::vector<absl::Status> unreachable;
+  const auto tiers = remote.ListTiers({.unreachable = &unreachable});
   ASSERT_OK(tiers);
   ASSERT_EQ(tiers->size(), 1u);
   EXPECT_EQ((*tiers)[0].shard, 2u);
-  ASSERT_EQ(remote.Unreachable().size(), 1u);
-  EXPECT_THAT(remote.Unreachable()[0],
-              StatusIs(absl::StatusCode::kUnavailable, HasSubstr(endpoint)));
+  const auto named = StatusIs(absl::StatusCode::kUnavailable, HasSubstr(endpoint));
+  EXPECT_THAT(unreachable, ::testing::ElementsAre(named));
   // After the lost shard's handle, too: its place in the order stays.
   for (const std::string& after : {std::string(), lost.handle}) {
-    const auto sequences = remote.ListSequences("", after, 100);
+    unreachable.clear();
+    const auto sequences = remote.ListSequences("", after, 100, {.unreachable = &unreachable});
     ASSERT_OK(sequences);
     EXPECT_EQ(sequences->size(), two.engine->sequence_count());
+    EXPECT_THAT(unreachable, ::testing::ElementsAre(named));
   }
-  EXPECT_EQ(remote.Unreachable().size(), 1u);
   one.Start(port);
   EXPECT_OK(UntilReached([&] { return remote.Get({}, lost.handle); }));
   EXPECT_EQ(remote.ListTiers()->size(), 2u);
@@ -201,12 +203,25 @@ class FailingDiskTest : public ::testing::Test {
     }
     std::atomic<int> times_asked = 0;
   };
+  struct FailingAdmin : v1::AdminService::Service {
+    grpc::Status ListTiers(grpc::ServerContext* /*context*/,
+                           const v1::ListTiersRequest* /*request*/,
+                           v1::ListTiersResponse* response) override {
+      response->add_tiers()->set_shard(0);
+      if (!fails) return grpc::Status::OK;
+      return runtime::ToGrpcStatus(absl::ResourceExhaustedError("the admission queue is full"));
+    }
+    std::atomic<bool> fails = true;
+  };
 
   FailingStore* store_ = nullptr;
+  FailingAdmin* admin_ = nullptr;
   RpcServer server_{[this](runtime::Executor&, runtime::Drain&) {
     std::vector<std::unique_ptr<grpc::Service>> services;
     services.push_back(std::make_unique<FailingStore>());
+    services.push_back(std::make_unique<FailingAdmin>());
     store_ = static_cast<FailingStore*>(services[0].get());
+    admin_ = static_cast<FailingAdmin*>(services[1].get());
     return services;
   }};
 };
@@ -221,6 +236,66 @@ TEST_F(FailingDiskTest, AnErrorThatTheStoreAnswersIsItsOwnAndItStaysKnown) {
   }
   EXPECT_TRUE(remote.Unreachable().empty());
   EXPECT_EQ(store_->times_asked, 1);
+}
+
+// The list says what it lacks, and nothing else changes.
+TEST_F(FailingDiskTest, AListThatItRefusesLacksItThisTimeAndItStaysKnown) {
+  Store other(OnShard(1));
+  RemoteEngine remote(OptionsFor({server_.endpoint(), other.server->endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  std::vector<absl::Status> unreachable;
+  const auto tiers = remote.ListTiers({.unreachable = &unreachable});
+  ASSERT_OK(tiers);
+  EXPECT_EQ(tiers->size(), 1u);
+  ASSERT_EQ(unreachable.size(), 1u);
+  EXPECT_THAT(unreachable[0], StatusIs(absl::StatusCode::kUnavailable, HasSubstr("queue is full")));
+  EXPECT_THAT(unreachable[0].message(), HasSubstr(server_.endpoint()));
+  unreachable.clear();
+  // It has no list of sequences at all.
+  ASSERT_OK(remote.ListSequences("", "", 10, {.unreachable = &unreachable}));
+  EXPECT_EQ(unreachable.size(), 1u);
+  admin_->fails = false;
+  unreachable.clear();
+  EXPECT_EQ(remote.ListTiers({.unreachable = &unreachable})->size(), 2u);
+  EXPECT_TRUE(unreachable.empty());
+  EXPECT_TRUE(remote.Unreachable().empty());
+  EXPECT_EQ(store_->times_asked, 1);
+}
+
+// It takes messages of 64 KiB; the worker is told 4 MiB by its own settings.
+TEST(MessageLimitTest, AVerbThatDoesNotFitTheStoresMessagesIsRefusedWithBothSizes) {
+  constexpr uint64_t kLimit = uint64_t{64} << 10;
+  const auto engine = OpenEngine(MemoryOptions());
+  RpcServer server([&](runtime::Executor& executor, runtime::Drain& drain) {
+    std::vector<std::unique_ptr<grpc::Service>> services;
+    services.push_back(kv_store::MakeKvStoreService(*engine, executor, drain, kLimit));
+    return services;
+  });
+  RemoteEngine remote(OptionsFor({server.endpoint()}));
+  ASSERT_OK(remote.Connect(Soon()));
+  const SequenceInfo info = *remote.Create({}, Spec(SmallGeometry()));
+  const std::vector<uint32_t> ids(400'000, 1 << 30);
+  const engine::PrefixQuery query = {.spec = info.spec, .token_ids = ids};
+  const KvRows rows = MakeRows(info.spec.geometry, kSeed, 0, 0, 6000);
+  const HostTensor k = MakeTensor(rows.k, 6000, 2, 16);
+  const HostTensor v = MakeTensor(rows.v, 6000, 2, 16);
+  for (const absl::Status& status :
+       {remote.OpenOnPrefix({}, query, "").status(), remote.LookupPrefix({}, query, {}).status(),
+        remote
+            .Append({}, {.handle = info.handle,
+                        .writer_epoch = info.writer_epoch,
+                        .layer = 0,
+                        .position = 0,
+                        .k = k.view(),
+                        .v = v.view()})
+            .status()}) {
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kInvalidArgument,
+                                 HasSubstr("expected at most " + std::to_string(kLimit))));
+    const engine::ErrorDetail detail = engine::DetailOf(status).value_or(engine::ErrorDetail());
+    EXPECT_EQ(detail.reason, "LIMIT_EXCEEDED");
+    EXPECT_FALSE(detail.retry_delay.has_value());
+  }
+  EXPECT_EQ(engine->Get({}, info.handle)->layer_lengths[0], 0);
 }
 
 // Giving up after a tenth of a second and trying again takes at least five connections.

@@ -28,10 +28,11 @@ using ::testing::HasSubstr;
 
 constexpr uint64_t kSeed = 1;
 
+// Without waiting.
 std::vector<CallSlots::Slot> TakeAll(Shard& shard, size_t at_most) {
   std::vector<CallSlots::Slot> slots;
   while (slots.size() < at_most) {
-    absl::StatusOr<CallSlots::Slot> slot = shard.Admit();
+    absl::StatusOr<CallSlots::Slot> slot = shard.Admit(absl::InfinitePast());
     if (!slot.ok()) break;
     slots.push_back(*std::move(slot));
   }
@@ -61,6 +62,36 @@ TEST(CallSlotsTest, EachOfSeveralStoresHasAnEqualShareOfTheThreadsAndAtLeastOne)
 TEST(CallSlotsTest, AnOnlyStoreHasAllThreads) {
   ShardSet shards({"127.0.0.1:1"}, 1 << 20, 1);
   EXPECT_EQ(TakeAll(*shards.Preferred()[0], 1000).size(), 1000u);
+}
+
+TEST(CallSlotsTest, AreWaitedForWhileTheStoreAnswers) {
+  CallSlots slots(1);
+  CallSlots::Slot first = slots.Take(absl::InfinitePast());
+  ASSERT_NE(first, nullptr);
+  EXPECT_EQ(slots.Take(absl::InfinitePast()), nullptr);
+  EXPECT_EQ(slots.Take(absl::Now() + absl::Milliseconds(1)), nullptr);
+  // Longer than a store that says nothing would be waited for.
+  std::thread answers([&] {
+    for (int i = 0; i < 15; ++i) {
+      absl::SleepFor(absl::Milliseconds(100));
+      slots.Answered();
+    }
+    first = nullptr;
+  });
+  EXPECT_NE(slots.Take(absl::InfiniteFuture()), nullptr);
+  answers.join();
+}
+
+TEST(CallSlotsTest, AStoreThatSaysNothingIsWaitedForOnceAndThenRefusedUntilItDoes) {
+  CallSlots slots(1);
+  const CallSlots::Slot held = slots.Take(absl::InfinitePast());
+  EXPECT_EQ(slots.Take(absl::InfiniteFuture()), nullptr);
+  // By now at once: a thousand waits of a second would outlast the test.
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(slots.Take(absl::InfiniteFuture()), nullptr);
+  slots.Answered();
+  const absl::Time deadline = absl::Now() + absl::Milliseconds(1);
+  EXPECT_EQ(slots.Take(deadline), nullptr);
+  EXPECT_GE(absl::Now(), deadline);
 }
 
 class StoreShareTest : public ::testing::Test {
@@ -98,7 +129,7 @@ class StoreShareTest : public ::testing::Test {
   std::unique_ptr<RemoteEngine> remote_;
 };
 
-TEST_F(StoreShareTest, WhatExceedsAHungStoresShareIsRefusedAtOnceAndOthersAreServed) {
+TEST_F(StoreShareTest, WhatExceedsAHungStoresShareIsRefusedAndOthersAreServed) {
   Connect(/*threads=*/4);
   std::thread step([&] {
     EXPECT_THAT(RunOne(*remote_, 0, StepOf(hung_)).status,
@@ -124,6 +155,51 @@ TEST_F(StoreShareTest, WhatExceedsAHungStoresShareIsRefusedAtOnceAndOthersAreSer
   remote_->Cancel();
   step.join();
   call.join();
+}
+
+// Two stores that answer have more callers than threads to wait with: nobody is refused.
+TEST_F(StoreShareTest, StoresThatAnswerServeAnyNumberOfCallers) {
+  Store other(OnShard(3));
+  kv_store::RemoteOptions options =
+      OptionsFor({other.server->endpoint(), good_.server->endpoint()});
+  options.threads = 2;
+  RemoteEngine remote(options);
+  ASSERT_OK(remote.Connect(Soon()));
+  const SequenceInfo elsewhere = *other.engine->Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(*other.engine, elsewhere, kSeed, 0, 20));
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 8; ++i) {
+    callers.emplace_back([&] {
+      const Step here = StepOf(served_);
+      const Step there = StepOf(elsewhere);
+      for (int turn = 0; turn < 20; ++turn) {
+        for (const StepResult& result : remote.Attend(
+                 {}, 0, std::vector<engine::StepRequest>{there.request(), here.request()}, {})) {
+          EXPECT_OK(result.status);
+        }
+        EXPECT_OK(remote.Get({}, served_.handle));
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+// A step that has waited for its turn until its deadline was never sent.
+TEST_F(StoreShareTest, AStepWhoseTurnDoesNotComeInTimeWasNotSent) {
+  Connect(/*threads=*/2);
+  std::thread step([&] {
+    EXPECT_THAT(RunOne(*remote_, 0, StepOf(hung_)).status,
+                StatusIs(absl::StatusCode::kUnavailable));
+  });
+  EXPECT_TRUE(mute_.AwaitSteps(1));
+  const StepResult late =
+      RunOne(*remote_, 0, StepOf(hung_), {.deadline = absl::Now() + absl::Milliseconds(50)});
+  EXPECT_THAT(late.status,
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("before it was sent")));
+  EXPECT_THAT(late.status.message(), HasSubstr(mute_.endpoint()));
+  EXPECT_FALSE(late.appended);
+  remote_->Cancel();
+  step.join();
 }
 
 // The batch waits for the hung store, but no longer for the other.

@@ -297,6 +297,19 @@ TEST_F(PolicyCheckProgram, RunsTheNamedCasesOfSeveralFiles) {
   EXPECT_THAT(unknown.err, HasSubstr("no file has nothing"));
 }
 
+TEST_F(PolicyCheckProgram, FailsWhenItsOutputCannotBeWritten) {
+  for (const std::string arguments :
+       {std::string("--help"), absl::StrCat(kVectors, " --backend cpu --case dense_mqa")}) {
+    SCOPED_TRACE(arguments);
+    const std::string err = folder_ + "/err";
+    const int status =
+        std::system(absl::StrCat(kProgram, " ", arguments, " >/dev/full 2>", err).c_str());
+    ASSERT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 1);
+    EXPECT_THAT(ReadAll(err), HasSubstr("standard output could not be written"));
+  }
+}
+
 TEST_F(PolicyCheckProgram, FailsACaseWhoseValuesTheStorageCannotHold) {
   json file = OneCase("dense_mqa");
   file["cases"][0]["v"][0][4][2] = 1e6;

@@ -175,6 +175,19 @@ TEST(ConvertPolicyTest, GoesBothWays) {
   EXPECT_EQ(attention::PolicyName(*FromProto(dense)), "dense");
 }
 
+// Dense would be another answer than was asked for.
+TEST(ConvertPolicyTest, AKindOfALaterVersionIsRefused) {
+  // Field 15, a message of no bytes.
+  const std::string later = {0x7a, 0x00};
+  v1::Policy proto;
+  ASSERT_TRUE(proto.ParseFromString(later));
+  EXPECT_THAT(FromProto(proto),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("dense and sparq")));
+  // A kind that is known may have more to it.
+  proto.mutable_dense();
+  EXPECT_EQ(attention::PolicyName(*FromProto(proto)), "dense");
+}
+
 TEST(ConvertPolicyTest, UnsetMeansTheDefaults) {
   EXPECT_EQ(attention::PolicyName(*FromProto(v1::Policy())), "dense");
   v1::Policy proto;
@@ -240,7 +253,7 @@ TEST(ConvertStepTest, BadRequestsAreNamed) {
 
 TEST(ConvertStepTest, OptionsCountFromArrival) {
   const absl::Time arrival = absl::FromUnixSeconds(1'000);
-  const engine::StepOptions plain = OptionsOf(v1::AttendRequest(), arrival);
+  const engine::StepOptions plain = *OptionsOf(v1::AttendRequest(), arrival);
   EXPECT_EQ(plain.deadline, absl::InfiniteFuture());
   EXPECT_EQ(plain.row_deadline, absl::InfiniteFuture());
   EXPECT_FALSE(plain.strict);
@@ -252,12 +265,26 @@ TEST(ConvertStepTest, OptionsCountFromArrival) {
   request.set_strict(true);
   request.set_return_selection(true);
   request.set_mode(v1::REMOTE_MODE_ROWS);
-  const engine::StepOptions options = OptionsOf(request, arrival);
+  const engine::StepOptions options = *OptionsOf(request, arrival);
   EXPECT_EQ(options.deadline, arrival + absl::Seconds(2));
   EXPECT_EQ(options.row_deadline, arrival + absl::Milliseconds(5));
   EXPECT_TRUE(options.strict);
   EXPECT_TRUE(options.return_selection);
   EXPECT_EQ(options.mode, engine::RemoteMode::kRows);
+}
+
+TEST(ConvertStepTest, AModeOfALaterVersionIsRefused) {
+  v1::AttendRequest request;
+  for (int mode = 0; mode < 6; ++mode) {
+    request.set_mode(static_cast<v1::RemoteMode>(mode));
+    if (v1::RemoteMode_IsValid(mode)) {
+      EXPECT_OK(OptionsOf(request, absl::Now()));
+    } else {
+      EXPECT_THAT(OptionsOf(request, absl::Now()),
+                  StatusIs(absl::StatusCode::kInvalidArgument,
+                           HasSubstr("mode: got " + std::to_string(mode))));
+    }
+  }
 }
 
 TEST(ConvertStepTest, ResultsCarryAllTheyHave) {

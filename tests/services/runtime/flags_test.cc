@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <functional>
 #include <string>
@@ -144,6 +145,7 @@ TEST_F(FlagsTest, WhatIsOutOfRangeIsRefusedAtTheStart) {
            {"max-message-bytes", [](ServerFlags& f) { f.max_message_bytes = (64 << 10) - 1; }},
            {"max-message-bytes",
             [](ServerFlags& f) { f.max_message_bytes = (uint64_t{1} << 30) + 1; }},
+           {"inflight-bytes", [](ServerFlags& f) { f.inflight_bytes = f.max_message_bytes - 1; }},
            {"drain-timeout", [](ServerFlags& f) { f.drain_timeout = absl::Hours(25); }},
            {"listen", [](ServerFlags& f) { f.listen = "0.0.0.0:1"; }},
            {"listen", [](ServerFlags& f) { f.listen = ""; }}}) {
@@ -158,8 +160,25 @@ TEST_F(FlagsTest, WhatIsOutOfRangeIsRefusedAtTheStart) {
   for (const uint64_t bytes : {uint64_t{64} << 10, uint64_t{1} << 30}) {
     ServerFlags flags = server_;
     flags.max_message_bytes = bytes;
+    flags.inflight_bytes = bytes;
     EXPECT_OK(flags.Validate());
   }
+}
+
+TEST_F(FlagsTest, EngineFlagsAreRefusedByNameWhereThereIsNoEngine) {
+  ASSERT_EQ(Parse({"--threads=3", "--inflight-bytes=1GiB"}), "");
+  EXPECT_OK(RefuseEngineFlags(app_, "here"));
+  for (const char* flag : {"--host-bytes=1GiB", "--disk-path=/d", "--placement=lru", "--shard=1",
+                           "--compute-threads=0", "--prefetch=true"}) {
+    ASSERT_EQ(Parse({flag}), "");
+    const std::string name(flag + 2, std::strchr(flag, '='));
+    EXPECT_THAT(RefuseEngineFlags(app_, "here"),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(name + ": got one here")));
+  }
+  const Variable shard("TERRACE_SHARD", "1");
+  ASSERT_EQ(Parse({}), "");
+  EXPECT_THAT(RefuseEngineFlags(app_, "here"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("shard")));
 }
 
 // --check-config validates, prints and does not run.

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# clang-tidy over the sources of attention/, kvstore/ and services/ that differ from a commit; one
+# takes up to a minute. Headers are checked through the sources that changed with them.
+#   tests/tidy.sh [PRESET] [COMMIT]
+# Default: release, and where the branch left origin's, or the commit before the last. COMMIT may be
+# the empty tree, $(git hash-object -t tree /dev/null), for all sources. Needs a build of PRESET.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+preset=${1:-release}
+git=(git -c 'safe.directory=*')
+
+base=${2:-$("${git[@]}" merge-base HEAD origin/HEAD 2>/dev/null || true)}
+if [[ -z $base || $base == "$("${git[@]}" rev-parse HEAD)" ]]; then base=HEAD~1; fi
+if ! "${git[@]}" rev-parse --verify --quiet "$base^{tree}" >/dev/null; then
+  printf 'tidy: there is no %s to compare with: nothing is checked\n' "$base"
+  exit 0
+fi
+
+mapfile -t sources < <(
+  {
+    "${git[@]}" diff --name-only --diff-filter=d "$base" -- attention kvstore services
+    "${git[@]}" ls-files --others --exclude-standard -- attention kvstore services
+  } | grep '\.cc$' | sort -u || true
+)
+printf 'tidy: %d sources differ from %s\n' "${#sources[@]}" "$base"
+if ((${#sources[@]} == 0)); then exit 0; fi
+printf '%s\0' "${sources[@]}" |
+  xargs -0 -n 1 -P "${TERRACE_JOBS:-$(nproc)}" clang-tidy --quiet -p "build/$preset"
