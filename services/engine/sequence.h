@@ -30,7 +30,7 @@ struct PrefixSum {
 };
 
 // Locks: `gate` shared by whatever reads ranges (steps, appends, forks of it), exclusive for what
-// changes them (truncate, delete, resume). `writer` inside it, held by the one append. `sums` and
+// changes them (truncate, delete, resume, park). `writer` inside it, held by one append. `sums` and
 // `tokens` innermost. Layer lengths are read without a lock: rows below them are complete.
 //
 // Shared by the engine, which decides how long it lives, and by calls that run on it.

@@ -224,6 +224,43 @@ TEST(AttendBatchTest, ItemsSucceedOrFailAlone) {
   EXPECT_THAT(results[2].status, StatusIs(absl::StatusCode::kNotFound));
 }
 
+// Sequences of two geometries and any length, with one to five queries each, some of which append.
+TEST(AttendBatchTest, ARaggedBatchAnswersAsItsItemsAlone) {
+  const auto engine = OpenEngine(MemoryOptions());
+  Geometry other = SmallGeometry();
+  other.query_heads = 3;
+  other.kv_heads = 1;
+  other.head_dim = 32;
+  std::vector<Step> batch;
+  std::vector<Step> alone;
+  for (const int64_t length : {1, 5, 63, 64, 65, 127, 200}) {
+    for (const Geometry& geometry : {SmallGeometry(), other}) {
+      const auto count = static_cast<int64_t>(batch.size());
+      const int64_t n = 1 + count % std::min<int64_t>(5, length);
+      const attention::Policy policy = count % 3 == 0
+                                           ? attention::Policy(attention::DensePolicy())
+                                           : Sparq(8, 20, 2, 1, attention::ValueMean::kResidual);
+      for (std::vector<Step>* steps : {&batch, &alone}) {
+        const SequenceInfo info = *engine->Create({}, Spec(geometry));
+        const bool appends = count % 2 == 0;
+        ASSERT_OK(AppendSeed(*engine, info, kSeed, 0, length));
+        steps->push_back(appends ? AppendStep(info, kSeed, 1, length, n, policy)
+                                 : ReadStep(info, kSeed, 1, length - n, n, policy));
+      }
+    }
+  }
+  std::vector<engine::StepRequest> requests;
+  for (const Step& step : batch) requests.push_back(step.request());
+  const std::vector<StepResult> results =
+      engine->Attend({}, 1, requests, {.return_selection = true});
+  ASSERT_EQ(results.size(), alone.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    SCOPED_TRACE(::testing::Message() << "item " << i);
+    ASSERT_OK(results[i].status);
+    ExpectSameAnswer(RunOne(*engine, 1, alone[i]), results[i]);
+  }
+}
+
 TEST(AttendDeadlineTest, AStepThatIsLateBeforeItBeganChangesNothing) {
   const auto engine = OpenEngine(MemoryOptions());
   const SequenceInfo info = *engine->Create({}, Spec(SmallGeometry()));

@@ -177,5 +177,50 @@ TEST_F(ConcurrencyTest, ADeleteMayComeAtAnyTime) {
   }
 }
 
+// Sweeps, parks, cuts and forks amid steps of sequences whose time is up as soon as they rest: a
+// step answers rightly, or that there is no such sequence or position.
+TEST_F(ConcurrencyTest, ASequenceMayExpireAtAnyTime) {
+  engine::SequenceSpec spec = Spec(geometry_);
+  spec.idle_ttl = absl::Milliseconds(2);
+  spec.retention = absl::Milliseconds(1);
+  std::atomic<int> answered = 0;
+  std::atomic<int> expired = 0;
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  const auto goes_on = [&] { return answered < 200 || expired < 20; };
+  const auto live = [&](uint64_t seed) {
+    std::mt19937_64 random(seed);
+    while (goes_on() && absl::Now() < deadline && !HasFailure()) {
+      const absl::StatusOr<SequenceInfo> created = engine_->Create({}, spec);
+      ASSERT_OK(created);
+      const SequenceInfo& info = *created;
+      // What it tells, steps tell too.
+      absl::Status gone = AppendSeed(*engine_, info, kSeed, 0, 60);
+      for (int i = 0; i < 20 && !absl::IsNotFound(gone); ++i) {
+        const auto position = static_cast<int64_t>(random() % 60);
+        const size_t policy = random() % policies_.size();
+        if (i % 5 == 1) engine_->Park({}, info.handle).IgnoreError();
+        if (i % 5 == 2) engine_->Fork({}, info.handle, position, "").IgnoreError();
+        if (i == 15) engine_->Truncate({}, info.handle, info.writer_epoch, 33).IgnoreError();
+        const StepResult result =
+            RunOne(*engine_, 0, ReadStep(info, kSeed, 0, position, 1, policies_[policy]));
+        gone = result.status;
+        if (!gone.ok()) continue;
+        ++answered;
+        EXPECT_EQ(result.output, expected_[policy][position]) << "position " << position;
+      }
+      // So small a memory may be full of open blocks.
+      EXPECT_TRUE(gone.ok() || absl::IsNotFound(gone) || absl::IsOutOfRange(gone) ||
+                  absl::IsResourceExhausted(gone))
+          << gone;
+      expired += absl::IsNotFound(gone) ? 1 : 0;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (uint64_t seed = 1; seed <= 3; ++seed) threads.emplace_back(live, seed);
+  while (goes_on() && absl::Now() < deadline && !HasFailure()) engine_->Sweep();
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_FALSE(goes_on());
+}
+
 }  // namespace
 }  // namespace terrace::testing

@@ -23,7 +23,7 @@ using engine::SequenceInfo;
 constexpr int kSequences = 3000;
 // Rows, all of them in hashed blocks, of each.
 constexpr int64_t kTokens = 32;
-// What one may take at most while a start runs: some 5 KiB of it stay.
+// What one may take at most while a start runs.
 constexpr uint64_t kBytesOfSequence = 16 << 10;
 // The database itself, and what the first touch of code and threads takes.
 constexpr uint64_t kBytesOfStart = 24 << 20;
