@@ -90,7 +90,7 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
   grpc::ServerUnaryReactor* Park(grpc::CallbackServerContext* context,
                                  const v1::ParkRequest* request,
                                  v1::ParkResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::Park(engine_, CallerOf(*context), *request, response);
     });
   }

@@ -110,7 +110,7 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
   grpc::ServerUnaryReactor* Park(grpc::CallbackServerContext* context,
                                  const v1::ParkRequest* request,
                                  v1::ParkResponse* response) override {
-    return RunUnary(context, executor_, [=, this] {
+    return RunUnary(context, executor_, *request, [=, this] {
       return runtime::Park(engine_, CallerOf(*context), *request, response);
     });
   }
