@@ -57,7 +57,7 @@ struct DiskTier::Rep {
 
   // NotFound, or DataLoss when the record is corrupt.
   absl::StatusOr<std::string> Get(const RecordKey& key) {
-    const DiskDatabase::Use db(*database);
+    const DiskDatabase::Use db(*database, DiskDatabase::Purpose::kRead);
     if (!db) return Closed();
     std::string value;
     const rocksdb::Status found = db->Get({}, ToSlice(key.view()), &value);
@@ -68,11 +68,26 @@ struct DiskTier::Rep {
     return value;
   }
   absl::Status Put(const DiskBatch& batch, bool sync) {
-    const DiskDatabase::Use db(*database);
-    if (!db) return Closed();
     rocksdb::WriteOptions write;
     write.sync = sync;
-    return FromRocks("writing", db->Write(write, &batch.rep_->batch));
+    return FromRocks("writing", database->Write(write, &batch.rep_->batch));
+  }
+  absl::Status ReserveIds() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    if (absl::Status status = Ask(DiskOperation::kWrite); !status.ok()) return status;
+    ByteWriter writer;
+    writer.Put(reserved_id + kSegmentIdRun);
+    DiskBatch batch;
+    batch.Put(RecordKey(RecordKind::kSegmentCounter).view(), std::move(writer).Take());
+    absl::Status status = Put(batch, /*sync=*/true);
+    if (status.ok()) reserved_id += kSegmentIdRun;
+    return status;
+  }
+  // When it fails the next one may go through: Unavailable.
+  absl::Status PutOrRevive(const DiskBatch& batch, bool sync) {
+    const absl::Status status = Put(batch, sync);
+    if (status.ok()) return status;
+    database->Revive();
+    return absl::UnavailableError(status.message());
   }
 };
 
@@ -80,7 +95,8 @@ DiskTier::DiskTier(std::unique_ptr<Rep> rep) : rep_(std::move(rep)) {}
 DiskTier::~DiskTier() = default;
 
 absl::StatusOr<std::unique_ptr<DiskTier>> DiskTier::Open(const DiskTierOptions& options) {
-  auto database = DiskDatabase::Open(options.path, options.bytes, options.direct_reads);
+  auto database =
+      DiskDatabase::Open(options.path, options.bytes, options.direct_reads, options.env);
   if (!database.ok()) return database.status();
   auto rep = std::make_unique<Rep>();
   rep->options = options;
@@ -96,7 +112,7 @@ absl::Status DiskTier::CheckFormat() {
   const absl::StatusOr<std::string> record = rep_->Get(key);
   if (absl::IsNotFound(record.status())) {
     // Empty: just created, perhaps by a process that died before it wrote the record.
-    const DiskDatabase::Use db(*rep_->database);
+    const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
     if (!db) return Closed();
     const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator({}));
     it->SeekToFirst();
@@ -129,7 +145,7 @@ absl::Status DiskTier::CheckFormat() {
 
 absl::StatusOr<DiskIndex> DiskTier::LoadIndex() {
   DiskIndex index;
-  const DiskDatabase::Use db(*rep_->database);
+  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
   if (!db) return Closed();
   const auto scan = [&](RecordKind kind, auto&& decode) {
     const std::string begin(1, static_cast<char>(kind));
@@ -168,17 +184,17 @@ absl::StatusOr<DiskIndex> DiskTier::LoadIndex() {
 }
 
 absl::StatusOr<SegmentId> DiskTier::NextSegmentId() {
-  MutexLock lock(rep_->mu);
-  if (rep_->next_id == rep_->reserved_id) {
-    if (absl::Status status = rep_->Ask(DiskOperation::kWrite); !status.ok()) return status;
-    ByteWriter writer;
-    writer.Put(rep_->reserved_id + kSegmentIdRun);
-    DiskBatch batch;
-    batch.Put(RecordKey(RecordKind::kSegmentCounter).view(), std::move(writer).Take());
-    if (absl::Status status = rep_->Put(batch, /*sync=*/true); !status.ok()) return status;
-    rep_->reserved_id += kSegmentIdRun;
+  absl::Status status = absl::OkStatus();
+  {
+    MutexLock lock(rep_->mu);
+    if (rep_->next_id == rep_->reserved_id) status = rep_->ReserveIds();
+    if (status.ok()) {
+      return SegmentId{uint64_t{rep_->options.shard} << kShardShift | ++rep_->next_id};
+    }
   }
-  return SegmentId{uint64_t{rep_->options.shard} << kShardShift | ++rep_->next_id};
+  // Not under the mutex, which users that it waits for may want.
+  rep_->database->Revive();
+  return status;
 }
 
 uint64_t DiskTier::budget_for_blocks() const {
@@ -188,7 +204,7 @@ uint64_t DiskTier::budget_for_blocks() const {
 absl::Status DiskTier::Fit(size_t batch_bytes) {
   uint64_t buffered = 0;
   {
-    const DiskDatabase::Use db(*rep_->database);
+    const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
     if (!db) return Closed();
     db->GetIntProperty(rocksdb::DB::Properties::kCurSizeAllMemTables, &buffered);
   }
@@ -216,19 +232,15 @@ absl::Status DiskTier::Write(const DiskBatch& batch, bool sync, Growth growth) {
   if (growth == Growth::kBounded) {
     if (absl::Status status = Fit(batch.bytes()); !status.ok()) return status;
   }
-  if (absl::Status status = rep_->Put(batch, sync); !status.ok()) {
-    rep_->database->Revive();
-    return absl::UnavailableError(status.message());
-  }
+  if (absl::Status status = rep_->PutOrRevive(batch, sync); !status.ok()) return status;
   ++rep_->write_count;
   return absl::OkStatus();
 }
 
 absl::Status DiskTier::Sync() {
   if (absl::Status status = rep_->Ask(DiskOperation::kWrite); !status.ok()) return status;
-  const DiskDatabase::Use db(*rep_->database);
-  if (!db) return Closed();
-  return FromRocks("syncing", db->FlushWAL(/*sync=*/true));
+  // As a batch: a bare sync aborts the process when the log has failed before.
+  return rep_->PutOrRevive(DiskBatch(), /*sync=*/true);
 }
 
 namespace {
@@ -252,7 +264,7 @@ void DiskTier::Read(absl::Span<CellRead> reads, absl::Time deadline) {
     for (CellRead& read : reads) Fail(read, rocksdb::Status::IOError(status.ToString()), deadline);
     return;
   }
-  const DiskDatabase::Use db(*rep_->database);
+  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
   if (!db) {
     for (CellRead& read : reads) Fail(read, rocksdb::Status::IOError("closed"), deadline);
     return;
@@ -291,7 +303,7 @@ absl::StatusOr<std::string> DiskTier::ReadTail(const BlockKey& block) {
 
 absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled) {
   if (absl::Status status = rep_->Ask(DiskOperation::kReclaim); !status.ok()) return status;
-  const DiskDatabase::Use db(*rep_->database);
+  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kChange);
   if (!db) return Closed();
   rocksdb::CompactRangeOptions compact;
   compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
@@ -332,6 +344,8 @@ absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& c
 }
 
 uint64_t DiskTier::garbage_min_bytes() const { return std::max(kMiB, rep_->options.bytes / 256); }
+
+bool DiskTier::in_doubt() const { return rep_->database->failed(); }
 
 uint64_t DiskTier::write_count() const { return rep_->write_count; }
 

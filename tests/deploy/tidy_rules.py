@@ -20,7 +20,7 @@ DIRECTIONS = [
     ("[!t]*", ["tests/*"], "nothing depends on tests"),
 ]
 # The disk tier is the one place that knows its database.
-ROCKSDB_USERS = ["kvstore/disk*", "tests/bench/disk*", "tests/kvstore/disk*"]
+ROCKSDB_USERS = ["kvstore/disk*", "tests/bench/disk*", "tests/kvstore/disk*", "tests/sim/faulty_disk*"]
 # Headers that may include gRPC: services and clients of the protocol, and what serves them.
 GRPC_HEADERS = [
     "services/*_service.h",
