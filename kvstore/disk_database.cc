@@ -11,11 +11,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/byte_codec.h"
+#include "kvstore/disk_files.h"
 
 #if defined(__SANITIZE_THREAD__)
 // The distribution's RocksDB is not built for ThreadSanitizer, which sees its copies but not the
@@ -55,7 +58,7 @@ int OpenFilesMax() {
 // small part of it.
 rocksdb::Options MakeOptions(uint64_t bytes, bool direct_reads, rocksdb::Env* env) {
   rocksdb::Options options;
-  if (env != nullptr) options.env = env;
+  options.env = env;
   options.create_if_missing = true;
   options.write_buffer_size = std::clamp(bytes / 64, kMiB, 16 * kMiB);
   options.max_write_buffer_number = 2;
@@ -126,16 +129,19 @@ absl::StatusOr<std::unique_ptr<DiskDatabase>> DiskDatabase::Open(const std::stri
   std::error_code error;
   std::filesystem::create_directories(path, error);
   if (error) return absl::UnavailableError(absl::StrCat(path, ": ", error.message()));
-  std::unique_ptr<DiskDatabase> database(
-      new DiskDatabase(path, MakeOptions(bytes, direct_reads && SupportsDirectReads(path), env)));
+  std::unique_ptr<rocksdb::Env> files = NewDiskEnv(env);
+  const rocksdb::Options options =
+      MakeOptions(bytes, direct_reads && SupportsDirectReads(path), files.get());
+  std::unique_ptr<DiskDatabase> database(new DiskDatabase(path, std::move(files), options));
   MutexLock lock(database->mu_);
   const rocksdb::Status opened = database->OpenDatabase(database->options_);
   if (!opened.ok()) return FromRocks(absl::StrCat("opening ", path), opened);
   return database;
 }
 
-DiskDatabase::DiskDatabase(std::string path, const rocksdb::Options& options)
-    : path_(std::move(path)), options_(options) {}
+DiskDatabase::DiskDatabase(std::string path, std::unique_ptr<rocksdb::Env> env,
+                           const rocksdb::Options& options)
+    : path_(std::move(path)), env_(std::move(env)), options_(options) {}
 
 rocksdb::Status DiskDatabase::OpenDatabase(const rocksdb::Options& options) {
   rocksdb::DB* db = nullptr;
@@ -165,17 +171,78 @@ rocksdb::Status DiskDatabase::Write(const rocksdb::WriteOptions& options,
   return written;
 }
 
+namespace {
+
+// Some keys of many.
+struct LookUp {
+  absl::Span<const rocksdb::Slice> keys;
+  absl::Span<rocksdb::PinnableSlice> values;
+  absl::Span<rocksdb::Status> statuses;
+
+  // Reads those at `which`; returns those of them that were denied.
+  std::vector<size_t> Run(rocksdb::DB& db, const rocksdb::ReadOptions& options,
+                          const std::vector<size_t>& which) const {
+    std::vector<rocksdb::Slice> some;
+    for (const size_t i : which) some.push_back(keys[i]);
+    std::vector<rocksdb::PinnableSlice> found(which.size());
+    std::vector<rocksdb::Status> outcomes(which.size());
+    db.MultiGet(options, db.DefaultColumnFamily(), some.size(), some.data(), found.data(),
+                outcomes.data());
+    std::vector<size_t> denied;
+    for (size_t i = 0; i < which.size(); ++i) {
+      values[which[i]] = std::move(found[i]);
+      statuses[which[i]] = outcomes[i];
+      if (DeniedReads::Caused(outcomes[i])) denied.push_back(which[i]);
+    }
+    return denied;
+  }
+};
+
+}  // namespace
+
+void DiskDatabase::MultiGet(const rocksdb::ReadOptions& options,
+                            absl::Span<const rocksdb::Slice> keys,
+                            absl::Span<rocksdb::PinnableSlice> values,
+                            absl::Span<rocksdb::Status> statuses) {
+  // Blocks may leave the cache between one round and the next.
+  constexpr int kRounds = 3;
+  // Whoever only reads must not wait for somebody who writes.
+  if (!Use(*this, Purpose::kRead)) Revive();
+  const Use db(*this, Purpose::kRead);
+  if (!db) {
+    std::fill(statuses.begin(), statuses.end(), rocksdb::Status::IOError("closed"));
+    return;
+  }
+  const LookUp look_up{keys, values, statuses};
+  rocksdb::ReadOptions verified = options;
+  verified.verify_checksums = true;
+  rocksdb::ReadOptions unverified = options;
+  unverified.verify_checksums = false;
+  std::vector<size_t> rest(keys.size());
+  std::iota(rest.begin(), rest.end(), 0);
+  for (int round = 0; round < kRounds && !rest.empty(); ++round) {
+    {
+      // Blobs of keys whose blocks are in memory.
+      const DeniedReads no_tables(DiskFileKind::kTable);
+      rest = look_up.Run(*db, unverified, rest);
+    }
+    if (rest.empty()) return;
+    // The blocks of the others.
+    const DeniedReads no_blobs(DiskFileKind::kBlob);
+    rest = look_up.Run(*db, verified, rest);
+  }
+  if (!rest.empty()) look_up.Run(*db, verified, rest);
+}
+
 // Not by DB::Resume: it may leave the log in use whose end could not be written, and the next
 // record that is added to that aborts the process.
 void DiskDatabase::Revive() {
+  if (!failed_) return;
   const MutexLock alone(revive_mu_);
-  {
-    MutexLock lock(mu_);
-    // Somebody else was first.
-    if (db_ != nullptr && !failed_) return;
-  }
+  // Somebody else was first.
+  if (!failed_) return;
   // Reading still works: do not close what then cannot be opened.
-  if (!TakesWrites(*options_.env, path_)) return;
+  if (!TakesWrites(*env_, path_)) return;
   MutexLock lock(mu_);
   reopening_ = true;
   while (users_ > 0) changed_.Wait(mu_);

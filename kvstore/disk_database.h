@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "kvstore/mutex.h"
 
 namespace terrace::kvstore {
@@ -45,6 +46,7 @@ class DiskDatabase {
 
     explicit operator bool() const { return db_ != nullptr; }
     rocksdb::DB* operator->() const { return db_; }
+    rocksdb::DB& operator*() const { return *db_; }
 
    private:
     DiskDatabase& database_;
@@ -54,8 +56,12 @@ class DiskDatabase {
   // All of the batch or, when it fails, nothing: it is not there after Revive either. Only when the
   // process dies between the two nobody knows.
   rocksdb::Status Write(const rocksdb::WriteOptions& options, rocksdb::WriteBatch* batch);
+  // The values of these keys, each with its status. Tables are verified, and values are not: they
+  // carry checksums of their own.
+  void MultiGet(const rocksdb::ReadOptions& options, absl::Span<const rocksdb::Slice> keys,
+                absl::Span<rocksdb::PinnableSlice> values, absl::Span<rocksdb::Status> statuses);
   // After a failed Write: opens the database anew, unless the file system still refuses writes.
-  // Waits for users.
+  // Waits for users. Costs nothing when none has failed.
   void Revive();
 
   // A Write has failed, and Revive has not undone it yet: it may be there if the process dies now.
@@ -63,11 +69,13 @@ class DiskDatabase {
   bool direct_reads() const { return options_.use_direct_reads; }
 
  private:
-  DiskDatabase(std::string path, const rocksdb::Options& options);
+  DiskDatabase(std::string path, std::unique_ptr<rocksdb::Env> env,
+               const rocksdb::Options& options);
 
   rocksdb::Status OpenDatabase(const rocksdb::Options& options) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string path_;
+  const std::unique_ptr<rocksdb::Env> env_;
   const rocksdb::Options options_;
 
   // Held by whoever revives, before `mu_`.

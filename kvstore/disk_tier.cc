@@ -82,13 +82,6 @@ struct DiskTier::Rep {
     if (status.ok()) reserved_id += kSegmentIdRun;
     return status;
   }
-  // When it fails the next one may go through: Unavailable.
-  absl::Status PutOrRevive(const DiskBatch& batch, bool sync) {
-    const absl::Status status = Put(batch, sync);
-    if (status.ok()) return status;
-    database->Revive();
-    return absl::UnavailableError(status.message());
-  }
 };
 
 DiskTier::DiskTier(std::unique_ptr<Rep> rep) : rep_(std::move(rep)) {}
@@ -184,17 +177,13 @@ absl::StatusOr<DiskIndex> DiskTier::LoadIndex() {
 }
 
 absl::StatusOr<SegmentId> DiskTier::NextSegmentId() {
-  absl::Status status = absl::OkStatus();
-  {
-    MutexLock lock(rep_->mu);
-    if (rep_->next_id == rep_->reserved_id) status = rep_->ReserveIds();
-    if (status.ok()) {
-      return SegmentId{uint64_t{rep_->options.shard} << kShardShift | ++rep_->next_id};
-    }
-  }
   // Not under the mutex, which users that it waits for may want.
   rep_->database->Revive();
-  return status;
+  MutexLock lock(rep_->mu);
+  if (rep_->next_id == rep_->reserved_id) {
+    if (absl::Status status = rep_->ReserveIds(); !status.ok()) return status;
+  }
+  return SegmentId{uint64_t{rep_->options.shard} << kShardShift | ++rep_->next_id};
 }
 
 uint64_t DiskTier::budget_for_blocks() const {
@@ -229,18 +218,22 @@ absl::Status DiskTier::Fit(size_t batch_bytes) {
 
 absl::Status DiskTier::Write(const DiskBatch& batch, bool sync, Growth growth) {
   if (absl::Status status = rep_->Ask(DiskOperation::kWrite); !status.ok()) return status;
+  rep_->database->Revive();
   if (growth == Growth::kBounded) {
     if (absl::Status status = Fit(batch.bytes()); !status.ok()) return status;
   }
-  if (absl::Status status = rep_->PutOrRevive(batch, sync); !status.ok()) return status;
+  if (absl::Status status = rep_->Put(batch, sync); !status.ok()) {
+    return absl::UnavailableError(status.message());
+  }
   ++rep_->write_count;
   return absl::OkStatus();
 }
 
 absl::Status DiskTier::Sync() {
   if (absl::Status status = rep_->Ask(DiskOperation::kWrite); !status.ok()) return status;
+  rep_->database->Revive();
   // As a batch: a bare sync aborts the process when the log has failed before.
-  return rep_->PutOrRevive(DiskBatch(), /*sync=*/true);
+  return rep_->Put(DiskBatch(), /*sync=*/true);
 }
 
 namespace {
@@ -264,11 +257,6 @@ void DiskTier::Read(absl::Span<CellRead> reads, absl::Time deadline) {
     for (CellRead& read : reads) Fail(read, rocksdb::Status::IOError(status.ToString()), deadline);
     return;
   }
-  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
-  if (!db) {
-    for (CellRead& read : reads) Fail(read, rocksdb::Status::IOError("closed"), deadline);
-    return;
-  }
   std::vector<RecordKey> keys;
   std::vector<rocksdb::Slice> slices;
   keys.reserve(reads.size());
@@ -279,16 +267,14 @@ void DiskTier::Read(absl::Span<CellRead> reads, absl::Time deadline) {
   std::vector<rocksdb::PinnableSlice> values(reads.size());
   std::vector<rocksdb::Status> statuses(reads.size());
   rocksdb::ReadOptions options;
-  // Each value has a checksum of ours, which CellRead::Place verifies (I1).
-  options.verify_checksums = false;
   if (deadline != absl::InfiniteFuture()) {
     options.deadline =
         std::chrono::microseconds(std::max<int64_t>(1, absl::ToUnixMicros(deadline)));
   }
-  db->MultiGet(options, db->DefaultColumnFamily(), slices.size(), slices.data(), values.data(),
-               statuses.data());
+  rep_->database->MultiGet(options, slices, absl::MakeSpan(values), absl::MakeSpan(statuses));
   for (size_t i = 0; i < reads.size(); ++i) {
     if (statuses[i].ok()) {
+      // Verifies it (I1).
       reads[i].Place(ToView(values[i]));
     } else {
       Fail(reads[i], statuses[i], deadline);

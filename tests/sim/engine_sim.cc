@@ -312,7 +312,7 @@ void EngineSim::Append(Sequence& s) {
                                      .token_position = position};
     if (s.tells_ids) request.token_ids = absl::MakeConstSpan(s.ids).subspan(position, n);
     const absl::StatusOr<int64_t> length = engine_->Append(Patient(), request);
-    s.used = now_;
+    Used(s, length.ok());
     if (length.ok()) {
       EXPECT_EQ(*length, std::max(s.plain.length(layer), position + n));
       Took(s, layer, *length);
@@ -343,6 +343,7 @@ void EngineSim::Repeat(Sequence& s) {
   };
   absl::Status status = append(position);
   EXPECT_TRUE(status.ok() || Excused(status)) << "I7: " << status;
+  Used(s, status.ok());
   std::vector<float>& values = Pick(0, 1) == 0 ? rows.k : rows.v;
   values[Pick(0, static_cast<int64_t>(values.size()) - 1)] += 0.5F;
   status = append(position);
@@ -350,7 +351,6 @@ void EngineSim::Repeat(Sequence& s) {
   EXPECT_THAT(append(s.plain.length(layer) + Pick(1, 50)),
               StatusIs(absl::StatusCode::kFailedPrecondition))
       << "I7";
-  s.used = now_;
 }
 
 void EngineSim::Step(Sequence& s) {
@@ -370,7 +370,7 @@ void EngineSim::Step(Sequence& s) {
     const StepResult got =
         engine_->Attend(Patient(), layer, {&request, 1}, {.strict = true, .return_selection = true})
             .at(0);
-    s.used = now_;
+    Used(s, got.status.ok());
     Heard(s);
     EXPECT_TRUE(!got.appended || s.plain.length(layer) >= position + n);
     if (!got.status.ok()) {
@@ -388,7 +388,7 @@ void EngineSim::Read(Sequence& s) {
   const int layer = static_cast<int>(Pick(0, geometry_.layers - 1));
   const testing::Step step = ReadStep(s.info, random_(), layer, position, n, AnyPolicy());
   const StepResult got = RunOne(*engine_, layer, step, {.strict = true}, Patient());
-  s.used = now_;
+  Used(s, got.status.ok());
   if (got.status.ok()) return Judge(s, layer, step, got, n);
   EXPECT_TRUE(Excused(got.status)) << got.status;
 }
@@ -405,7 +405,7 @@ void EngineSim::ReadLate(Sequence& s) {
                                  .row_deadline = absl::Now() + absl::Milliseconds(1)},
                                 Patient());
   disk_.SetReadsStall(false);
-  s.used = now_;
+  Used(s, got.status.ok());
   if (!got.status.ok()) {
     EXPECT_TRUE(absl::IsDeadlineExceeded(got.status) || Excused(got.status)) << got.status;
   } else if (got.account.missed_rows == 0 && got.account.missed_mass == 0) {

@@ -100,6 +100,7 @@ class EngineSim {
   // Adds to the arrays what the engine says that it has taken.
   void Took(Sequence& s, int layer, int64_t layer_length);
   void CutTo(Sequence& s, int64_t length);
+  void Used(Sequence& s, bool is_certain) { (is_certain ? s.used : s.used_at_most) = now_; }
   // After a verb that did not come to its end.
   void Heard(Sequence& s);
   Sequence* Adopt(const engine::SequenceInfo& info, const Sequence* parent, int64_t length);

@@ -106,7 +106,7 @@ bool EngineSim::ServesChain(const Sequence& s, const Chain& chain, int64_t lengt
     PlainCache plain(geometry_);
     plain.Append(layer, RowsOf(chain, layer, 0, length));
     for (int head = 0; head < geometry_.kv_heads; ++head) {
-      const auto rows = engine_->ReadRows(Patient(), s.info.handle, layer, head, positions);
+      const auto rows = engine_->ReadRows({}, s.info.handle, layer, head, positions);
       if (!rows.ok()) {
         ADD_FAILURE() << "I6: " << rows.status();
         return false;

@@ -151,8 +151,6 @@ class FaultyDisk::Rep {
       const uint64_t size = std::filesystem::file_size(path, error);
       if (error || size <= synced) continue;
       std::filesystem::resize_file(path, synced + random_() % (size - synced + 1), error);
-      // The length may have reached the disk before the bytes.
-      if (random_() % 4 == 0) std::filesystem::resize_file(path, size, error);
     }
     // Names change in order: a journal is replayed up to some change.
     const size_t kept = names_.empty() ? 0 : random_() % (names_.size() + 1);

@@ -51,7 +51,9 @@ class FaultyDisk {
   enum class Loss {
     // The process is gone, the machine stands: what was written is there.
     kNothing,
-    // Of what was not synced, any part is there.
+    // Of each file what was synced and any part of what was appended then; of new names any part,
+    // in
+    // order. So a journaling file system writes: no length without its bytes.
     kUnsynced,
   };
   // Requires: no database is open on it.
