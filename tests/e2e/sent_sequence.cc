@@ -40,18 +40,21 @@ bool SentSequence::Recover(StoreClient& client, uint64_t* rows) {
   durable_ = info_.length();
   ++text_;
   closing_ = false;
-  const uint64_t expected = length() * shape_.layers * shape_.kv_heads;
+  CheckRows(client, rows);
+  const Reply resumed = client.Resume(&info_);
+  EXPECT_REPLY_OK(resumed);
+  return true;
+}
+
+void SentSequence::CheckRows(StoreClient& client, uint64_t* rows) const {
   uint64_t served = 0;
   // A range that ends at 0 means all of it, too.
   const Reply read =
       client.ReadBlocks(info_.handle(), length(),
                         [&](const v1::ReadBlocksResponse& block) { CheckBlock(block, &served); });
   EXPECT_REPLY_OK(read);
-  EXPECT_EQ(served, expected) << "rows are missing";
+  EXPECT_EQ(served, length() * shape_.layers * shape_.kv_heads) << "rows are missing";
   *rows += served;
-  const Reply resumed = client.Resume(&info_);
-  EXPECT_REPLY_OK(resumed);
-  return true;
 }
 
 void SentSequence::CheckBlock(const v1::ReadBlocksResponse& block, uint64_t* rows) const {

@@ -41,6 +41,8 @@ class SentSequence {
   // acknowledged as durable <= served <= sent, and every row is the one that was sent. Adds to
   // `rows`. False when it is gone, as one may be that was being closed.
   bool Recover(StoreClient& client, uint64_t* rows);
+  // The test fails unless every row is there and is the one that was sent. Adds to `rows`.
+  void CheckRows(StoreClient& client, uint64_t* rows) const;
 
  private:
   void CheckBlock(const v1::ReadBlocksResponse& block, uint64_t* rows) const;

@@ -117,7 +117,7 @@ void EngineSim::Operate() {
 void EngineSim::Check() {
   const bool syncs = options_.store.durability == kvstore::Durability::kSync;
   for (auto& [age, s] : sequences_) {
-    const absl::StatusOr<SequenceInfo> info = engine_->Get(Patient(), s.info.handle);
+    const absl::StatusOr<SequenceInfo> info = engine_->Get({}, s.info.handle);
     if (!info.ok()) {
       EXPECT_TRUE(Excused(info.status())) << info.status();
       continue;
@@ -203,6 +203,7 @@ void EngineSim::Create() {
   const absl::StatusOr<SequenceInfo> info = engine_->Create(Patient(), spec);
   births_in_doubt_ = births_in_doubt_ || (!info.ok() && MayStand());
   if (info.ok()) {
+    Wrote();
     Note(*Adopt(*info, nullptr, 0), "create", 0);
   } else {
     EXPECT_TRUE(Excused(info.status())) << info.status();
@@ -217,6 +218,7 @@ void EngineSim::Fork(Sequence& parent) {
       engine_->Fork(Patient(), parent.info.handle, position, "model");
   births_in_doubt_ = births_in_doubt_ || (!info.ok() && MayStand());
   if (info.ok()) {
+    Wrote();
     Adopt(*info, &parent, position);
   } else {
     EXPECT_TRUE(Excused(info.status())) << info.status();
@@ -230,10 +232,7 @@ void EngineSim::Truncate(Sequence& s) {
       engine_->Truncate(Patient(), s.info.handle, s.info.writer_epoch, length);
   if (!info.ok()) {
     EXPECT_TRUE(Excused(info.status())) << info.status();
-    if (MayStand()) {
-      s.written = std::min(s.written, length);
-      s.synced = std::min(s.synced, length);
-    }
+    if (MayStand()) s.refused_cut = std::min(s.refused_cut, length);
     return;
   }
   EXPECT_EQ(info->length, length);
@@ -254,6 +253,7 @@ void EngineSim::Delete(Entry entry) {
     s.may_be_gone = s.may_be_gone || MayStand();
     return;
   }
+  Wrote();
   deleted_since_sync_.insert(s.info.handle);
   sequences_.erase(entry);
 }
@@ -267,8 +267,16 @@ void EngineSim::Flush(Sequence& s) {
   }
   EXPECT_EQ(info->durable_length, s.length());
   s.written = s.length();
-  s.may_be_gone = false;
+  Wrote();
   Synced();
+}
+
+void EngineSim::Wrote() {
+  for (auto& [age, s] : sequences_) {
+    s.refused_cut = INT64_MAX;
+    s.may_be_gone = false;
+  }
+  births_in_doubt_ = false;
 }
 
 // The log is one: all that was written before is synced with it.
@@ -289,6 +297,7 @@ void EngineSim::Resume(Sequence& s) {
   }
   EXPECT_EQ(info->length, s.length());
   EXPECT_GT(info->writer_epoch, s.info.writer_epoch);
+  Wrote();
   s.info.writer_epoch = info->writer_epoch;
   s.used = now_;
 }
@@ -325,7 +334,7 @@ void EngineSim::Append(Sequence& s) {
 }
 
 void EngineSim::Heard(Sequence& s) {
-  const absl::StatusOr<SequenceInfo> info = engine_->Get(Patient(), s.info.handle);
+  const absl::StatusOr<SequenceInfo> info = engine_->Get({}, s.info.handle);
   if (!info.ok()) {
     EXPECT_TRUE(Excused(info.status())) << info.status();
     return;

@@ -56,6 +56,8 @@ class EngineSim {
     // What the death of the process leaves at least, and that of the machine.
     int64_t written = 0;
     int64_t synced = 0;
+    // Unless it is that of a cut that was refused when it was in the log already.
+    int64_t refused_cut = INT64_MAX;
     // What was cut off since the last sync: the death of the machine may bring it back.
     std::vector<Chain> cut;
     // It may not be there after the death of the machine; or after any, as deleting it failed.
@@ -110,6 +112,8 @@ class EngineSim {
   void Truncate(Sequence& s);
   void Delete(Entry entry);
   void Flush(Sequence& s);
+  // Something was written: what was refused before is not there any more.
+  void Wrote();
   void Synced();
   void Resume(Sequence& s);
   void Append(Sequence& s);

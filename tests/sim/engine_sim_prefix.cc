@@ -91,7 +91,7 @@ void EngineSim::Pass() {
   for (auto it = sequences_.begin(); it != sequences_.end();) {
     Sequence& s = it->second;
     const absl::Duration ttl = s.info.spec.idle_ttl;
-    const absl::Status got = engine_->Get(Patient(), s.info.handle).status();
+    const absl::Status got = engine_->Get({}, s.info.handle).status();
     if (!absl::IsNotFound(got)) {
       const bool is_over =
           ttl > absl::ZeroDuration() && std::max(s.used, s.used_at_most) + ttl <= now_;

@@ -53,7 +53,7 @@ void EngineSim::CheckRecovered(Loss loss) {
 }
 
 bool EngineSim::CheckSequence(Sequence& s, Loss loss) {
-  const absl::StatusOr<SequenceInfo> info = engine_->Get(Patient(), s.info.handle);
+  const absl::StatusOr<SequenceInfo> info = engine_->Get({}, s.info.handle);
   if (absl::IsNotFound(info.status())) {
     EXPECT_TRUE(s.may_be_gone || (s.is_new && loss == Loss::kUnsynced))
         << "I6: a sequence is gone: " << info.status();
@@ -65,7 +65,7 @@ bool EngineSim::CheckSequence(Sequence& s, Loss loss) {
   }
   Note(s, "recovered", info->length);
   EXPECT_EQ(info->durable_length, info->length) << "I6";
-  EXPECT_GE(info->length, loss == Loss::kUnsynced ? s.synced : s.written)
+  EXPECT_GE(info->length, std::min(loss == Loss::kUnsynced ? s.synced : s.written, s.refused_cut))
       << "I6: durable tokens are lost";
   std::vector<Chain> chains;
   if (loss == Loss::kUnsynced) chains = s.cut;
@@ -93,6 +93,7 @@ bool EngineSim::CheckSequence(Sequence& s, Loss loss) {
   }
   s.written = s.synced = info->length;
   s.may_be_gone = false;
+  s.refused_cut = INT64_MAX;
   s.used_at_most = now_;
   s.used = now_;
   return true;

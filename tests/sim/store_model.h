@@ -97,6 +97,13 @@ class ManifestJournal {
   // Of a sequence whose attributes are unlike those of any other change; none: deleted.
   // `stands` is false for a change that failed and may nevertheless be there.
   void Add(const std::string& name, std::optional<SequenceModel> after, bool stands) {
+    // A write that goes through undoes those that failed before.
+    if (stands) {
+      const auto is_undone = [](const Change& change) { return !change.stands; };
+      synced_ -= static_cast<size_t>(std::count_if(
+          changes_.begin(), changes_.begin() + static_cast<int64_t>(synced_), is_undone));
+      std::erase_if(changes_, is_undone);
+    }
     changes_.push_back({name, std::move(after), stands});
   }
   // Everything so far is safe from the machine's death.
