@@ -12,6 +12,7 @@ namespace {
 // Found something once.
 constexpr uint64_t kKnownSeeds[] = {1, 2, 3};
 
+// I1, I5, I6, I7, I8.
 TEST(EngineSimTest, AnyOperationsAnswerAsPlainArrays) {
   RunSeeds({.known = kKnownSeeds, .fresh = 1000, .time = absl::Seconds(20)},
            [](uint64_t seed) { EngineSim(seed).Run(); });

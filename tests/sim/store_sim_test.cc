@@ -16,6 +16,7 @@ constexpr uint64_t kKnownSeeds[] = {
     3681821690,  // a bare sync of a log with a broken end
 };
 
+// I1, I3, I5, I6, I8.
 TEST(StoreSim, AgreesWithItsModel) {
   terrace::testing::RunSeeds({.known = kKnownSeeds, .fresh = 2000, .time = absl::Seconds(20)},
                              [](uint64_t seed) { StoreSim(seed).Run(); });
