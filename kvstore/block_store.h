@@ -225,8 +225,8 @@ class BlockStore {
   // Blocks [first, SealedEnd) of that layer and head are sealed.
   virtual uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const = 0;
   // Brings back the rows of Durable().end_block of one layer that a flush wrote before a restart or
-  // a park; reserves them. OK when there are none. DataLoss when they are corrupt; the errors of
-  // Reserve.
+  // a park; reserves them. OK when there are none. DataLoss when they are corrupt, Unavailable when
+  // they cannot be read, DeadlineExceeded; the errors of Reserve.
   virtual absl::Status RestoreTail(Segment& segment, uint16_t layer, absl::Time deadline) = 0;
   // Forgets flushed rows of unsealed blocks from row `rows` of block `block` on; call it before
   // they are overwritten (truncate). Those below stay durable. Survives the process when it returns

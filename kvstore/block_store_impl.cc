@@ -28,7 +28,7 @@ struct BlockStoreImpl::Link {
 };
 
 absl::StatusOr<std::unique_ptr<BlockStore>> OpenBlockStore(const StoreOptions& options,
-                                                           DiskFault fault) {
+                                                           DiskFault fault, rocksdb::Env* env) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
   auto pool = ExtentPool::Create(options.host_bytes);
   if (!pool.ok()) return pool.status();
@@ -38,7 +38,8 @@ absl::StatusOr<std::unique_ptr<BlockStore>> OpenBlockStore(const StoreOptions& o
                                   .bytes = options.disk_bytes,
                                   .shard = options.shard,
                                   .direct_reads = options.direct_reads,
-                                  .fault = std::move(fault)});
+                                  .fault = std::move(fault),
+                                  .env = env});
     if (!opened.ok()) return opened.status();
     disk = *std::move(opened);
   }
@@ -55,8 +56,8 @@ BlockStoreImpl::BlockStoreImpl(const StoreOptions& options, std::unique_ptr<Exte
       writer_(core_.disk == nullptr ? nullptr : std::make_unique<WriteBehind>(core_, *reclaimer_)),
       demoter_(core_.disk == nullptr ? nullptr : std::make_unique<Demoter>(core_)),
       manifests_(core_, writer_.get()),
-      tails_(core_),
-      reader_(core_) {
+      reader_(core_),
+      tails_(core_, reader_) {
   MutexLock lock(link_->mu);
   link_->store = this;
 }
@@ -303,7 +304,7 @@ absl::Status BlockStoreImpl::RestoreTail(Segment& segment, uint16_t layer, absl:
       !status.ok()) {
     return status;
   }
-  return tails_.Restore(segment, layer);
+  return tails_.Restore(segment, layer, deadline);
 }
 
 absl::Status BlockStoreImpl::CutTail(Segment& segment, uint32_t block, uint32_t rows,

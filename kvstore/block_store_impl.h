@@ -19,9 +19,10 @@
 
 namespace terrace::kvstore {
 
-// BlockStore::Open, with a fault hook for tests.
+// BlockStore::Open, with what tests put in the disk's place (DiskTierOptions).
 absl::StatusOr<std::unique_ptr<BlockStore>> OpenBlockStore(const StoreOptions& options,
-                                                           DiskFault fault);
+                                                           DiskFault fault,
+                                                           rocksdb::Env* env = nullptr);
 
 class BlockStoreImpl final : public BlockStore {
  public:
@@ -108,8 +109,8 @@ class BlockStoreImpl final : public BlockStore {
   std::unique_ptr<WriteBehind> writer_;
   std::unique_ptr<Demoter> demoter_;
   ManifestTable manifests_;
-  TailLog tails_;
   ExtentReader reader_;
+  TailLog tails_;
 };
 
 }  // namespace terrace::kvstore

@@ -2,17 +2,23 @@
 
 #include <fcntl.h>
 #include <rocksdb/cache.h>
+#include <rocksdb/env.h>
 #include <rocksdb/table.h>
+#include <rocksdb/wal_filter.h>
+#include <rocksdb/write_batch.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 #include <system_error>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kvstore/byte_codec.h"
+#include "kvstore/disk_files.h"
 
 #if defined(__SANITIZE_THREAD__)
 // The distribution's RocksDB is not built for ThreadSanitizer, which sees its copies but not the
@@ -34,15 +40,11 @@ bool SupportsDirectReads(const std::string& folder) {
 }
 
 // Whether the folder takes a file of the size that opening a database may write.
-bool TakesWrites(const std::string& folder) {
+bool TakesWrites(rocksdb::Env& env, const std::string& folder) {
   const std::string probe = folder + "/write-probe";
-  const int fd = open(probe.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
-  if (fd < 0) return false;
-  const std::vector<char> bytes(kMiB);
   const bool written =
-      write(fd, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()) && fsync(fd) == 0;
-  close(fd);
-  unlink(probe.c_str());
+      rocksdb::WriteStringToFile(&env, std::string(kMiB, 0), probe, /*should_sync=*/true).ok();
+  env.DeleteFile(probe).PermitUncheckedError();
   return written;
 }
 
@@ -54,8 +56,9 @@ int OpenFilesMax() {
 
 // Sizes follow the budget, so that what is buffered, and what one compaction rewrites, stays a
 // small part of it.
-rocksdb::Options MakeOptions(uint64_t bytes, bool direct_reads) {
+rocksdb::Options MakeOptions(uint64_t bytes, bool direct_reads, rocksdb::Env* env) {
   rocksdb::Options options;
+  options.env = env;
   options.create_if_missing = true;
   options.write_buffer_size = std::clamp(bytes / 64, kMiB, 16 * kMiB);
   options.max_write_buffer_number = 2;
@@ -91,6 +94,25 @@ rocksdb::Options MakeOptions(uint64_t bytes, bool direct_reads) {
   return options;
 }
 
+// Replays the log up to a change, and nothing of those that failed after it: their records may be
+// whole all the same.
+class LogPrefix final : public rocksdb::WalFilter {
+ public:
+  explicit LogPrefix(rocksdb::SequenceNumber last) : last_(last) {}
+
+  const char* Name() const override { return "LogPrefix"; }
+  WalProcessingOption LogRecord(const rocksdb::WriteBatch& batch, rocksdb::WriteBatch*,
+                                bool*) const override {
+    // A batch begins with the number of its first change.
+    return ByteReader(batch.Data()).Get<uint64_t>() > last_
+               ? WalProcessingOption::kStopReplay
+               : WalProcessingOption::kContinueProcessing;
+  }
+
+ private:
+  const rocksdb::SequenceNumber last_;
+};
+
 }  // namespace
 
 absl::Status FromRocks(absl::string_view what, const rocksdb::Status& status) {
@@ -102,34 +124,37 @@ absl::Status FromRocks(absl::string_view what, const rocksdb::Status& status) {
 }
 
 absl::StatusOr<std::unique_ptr<DiskDatabase>> DiskDatabase::Open(const std::string& path,
-                                                                 uint64_t bytes,
-                                                                 bool direct_reads) {
+                                                                 uint64_t bytes, bool direct_reads,
+                                                                 rocksdb::Env* env) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
   if (error) return absl::UnavailableError(absl::StrCat(path, ": ", error.message()));
-  std::unique_ptr<DiskDatabase> database(
-      new DiskDatabase(path, MakeOptions(bytes, direct_reads && SupportsDirectReads(path))));
+  std::unique_ptr<rocksdb::Env> files = NewDiskEnv(env);
+  const rocksdb::Options options =
+      MakeOptions(bytes, direct_reads && SupportsDirectReads(path), files.get());
+  std::unique_ptr<DiskDatabase> database(new DiskDatabase(path, std::move(files), options));
   MutexLock lock(database->mu_);
-  const rocksdb::Status opened = database->OpenDatabase();
+  const rocksdb::Status opened = database->OpenDatabase(database->options_);
   if (!opened.ok()) return FromRocks(absl::StrCat("opening ", path), opened);
   return database;
 }
 
-DiskDatabase::DiskDatabase(std::string path, const rocksdb::Options& options)
-    : path_(std::move(path)), options_(options) {}
+DiskDatabase::DiskDatabase(std::string path, std::unique_ptr<rocksdb::Env> env,
+                           const rocksdb::Options& options)
+    : path_(std::move(path)), env_(std::move(env)), options_(options) {}
 
-rocksdb::Status DiskDatabase::OpenDatabase() {
+rocksdb::Status DiskDatabase::OpenDatabase(const rocksdb::Options& options) {
   rocksdb::DB* db = nullptr;
-  rocksdb::Status opened = rocksdb::DB::Open(options_, path_, &db);
+  rocksdb::Status opened = rocksdb::DB::Open(options, path_, &db);
   db_.reset(db);
   return opened;
 }
 
-DiskDatabase::Use::Use(DiskDatabase& database) : database_(database) {
+DiskDatabase::Use::Use(DiskDatabase& database, Purpose purpose) : database_(database) {
   MutexLock lock(database.mu_);
   while (database.reopening_) database.changed_.Wait(database.mu_);
   ++database.users_;
-  db_ = database.db_.get();
+  db_ = purpose == Purpose::kChange && database.failed_ ? nullptr : database.db_.get();
 }
 
 DiskDatabase::Use::~Use() {
@@ -137,19 +162,96 @@ DiskDatabase::Use::~Use() {
   if (--database_.users_ == 0 && database_.reopening_) database_.changed_.NotifyAll();
 }
 
-void DiskDatabase::Revive() {
-  {
-    const Use db(*this);
-    // Enough after a failed flush or compaction; a failed append to the log is for good.
-    if (db && db->Resume().ok()) return;
+rocksdb::Status DiskDatabase::Write(const rocksdb::WriteOptions& options,
+                                    rocksdb::WriteBatch* batch) {
+  const Use db(*this, Purpose::kChange);
+  if (!db) return rocksdb::Status::IOError("closed since a write failed");
+  rocksdb::Status written = db->Write(options, batch);
+  if (!written.ok()) failed_ = true;
+  return written;
+}
+
+namespace {
+
+// Some keys of many.
+struct LookUp {
+  absl::Span<const rocksdb::Slice> keys;
+  absl::Span<rocksdb::PinnableSlice> values;
+  absl::Span<rocksdb::Status> statuses;
+
+  // Reads those at `which`; returns those of them that were denied.
+  std::vector<size_t> Run(rocksdb::DB& db, const rocksdb::ReadOptions& options,
+                          const std::vector<size_t>& which) const {
+    std::vector<rocksdb::Slice> some;
+    for (const size_t i : which) some.push_back(keys[i]);
+    std::vector<rocksdb::PinnableSlice> found(which.size());
+    std::vector<rocksdb::Status> outcomes(which.size());
+    db.MultiGet(options, db.DefaultColumnFamily(), some.size(), some.data(), found.data(),
+                outcomes.data());
+    std::vector<size_t> denied;
+    for (size_t i = 0; i < which.size(); ++i) {
+      values[which[i]] = std::move(found[i]);
+      statuses[which[i]] = outcomes[i];
+      if (DeniedReads::Caused(outcomes[i])) denied.push_back(which[i]);
+    }
+    return denied;
   }
+};
+
+}  // namespace
+
+void DiskDatabase::MultiGet(const rocksdb::ReadOptions& options,
+                            absl::Span<const rocksdb::Slice> keys,
+                            absl::Span<rocksdb::PinnableSlice> values,
+                            absl::Span<rocksdb::Status> statuses) {
+  // Blocks may leave the cache between one round and the next.
+  constexpr int kRounds = 3;
+  // Whoever only reads must not wait for somebody who writes.
+  if (!Use(*this, Purpose::kRead)) Revive();
+  const Use db(*this, Purpose::kRead);
+  if (!db) {
+    std::fill(statuses.begin(), statuses.end(), rocksdb::Status::IOError("closed"));
+    return;
+  }
+  const LookUp look_up{keys, values, statuses};
+  rocksdb::ReadOptions verified = options;
+  verified.verify_checksums = true;
+  rocksdb::ReadOptions unverified = options;
+  unverified.verify_checksums = false;
+  std::vector<size_t> rest(keys.size());
+  std::iota(rest.begin(), rest.end(), 0);
+  for (int round = 0; round < kRounds && !rest.empty(); ++round) {
+    {
+      // Blobs of keys whose blocks are in memory.
+      const DeniedReads no_tables(DiskFileKind::kTable);
+      rest = look_up.Run(*db, unverified, rest);
+    }
+    if (rest.empty()) return;
+    // The blocks of the others.
+    const DeniedReads no_blobs(DiskFileKind::kBlob);
+    rest = look_up.Run(*db, verified, rest);
+  }
+  if (!rest.empty()) look_up.Run(*db, verified, rest);
+}
+
+// Not by DB::Resume: it may leave the log in use whose end could not be written, and the next
+// record that is added to that aborts the process.
+void DiskDatabase::Revive() {
+  if (!failed_) return;
+  const MutexLock alone(revive_mu_);
+  // Somebody else was first.
+  if (!failed_) return;
   // Reading still works: do not close what then cannot be opened.
-  if (!TakesWrites(path_)) return;
+  if (!TakesWrites(*env_, path_)) return;
   MutexLock lock(mu_);
   reopening_ = true;
   while (users_ > 0) changed_.Wait(mu_);
+  if (db_ != nullptr) last_sequence_ = db_->GetLatestSequenceNumber();
   db_.reset();
-  OpenDatabase().PermitUncheckedError();
+  LogPrefix succeeded(last_sequence_);
+  rocksdb::Options options = options_;
+  options.wal_filter = &succeeded;
+  failed_ = !OpenDatabase(options).ok();
   reopening_ = false;
   changed_.NotifyAll();
 }

@@ -8,6 +8,7 @@
 #include <rocksdb/db.h>
 #include <rocksdb/options.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -16,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "kvstore/mutex.h"
 
 namespace terrace::kvstore {
@@ -25,47 +27,68 @@ absl::Status FromRocks(absl::string_view what, const rocksdb::Status& status);
 
 class DiskDatabase {
  public:
-  // `bytes` is the budget: buffers and files follow it.
+  // `bytes` is the budget: buffers and files follow it. `env` outlives the database; null is the
+  // system's.
   static absl::StatusOr<std::unique_ptr<DiskDatabase>> Open(const std::string& path, uint64_t bytes,
-                                                            bool direct_reads);
+                                                            bool direct_reads, rocksdb::Env* env);
   DiskDatabase(const DiskDatabase&) = delete;
   DiskDatabase& operator=(const DiskDatabase&) = delete;
 
-  // Keeps the database open while it is used. False when it is closed after a failure.
+  enum class Purpose { kRead, kChange };
+  // Keeps the database open while it is used. False when a failure has closed it, and for changes
+  // from a failed Write on until Revive has opened it anew.
   class Use {
    public:
-    explicit Use(DiskDatabase& database);
+    Use(DiskDatabase& database, Purpose purpose);
     ~Use();
     Use(const Use&) = delete;
     Use& operator=(const Use&) = delete;
 
     explicit operator bool() const { return db_ != nullptr; }
     rocksdb::DB* operator->() const { return db_; }
+    rocksdb::DB& operator*() const { return *db_; }
 
    private:
     DiskDatabase& database_;
     rocksdb::DB* db_;
   };
 
-  // After a failed write: does what it takes that the next one may succeed, unless the file system
-  // still refuses writes. Waits for users. Must not run concurrently with itself.
+  // All of the batch or, when it fails, nothing: it is not there after Revive either. Only when the
+  // process dies between the two nobody knows.
+  rocksdb::Status Write(const rocksdb::WriteOptions& options, rocksdb::WriteBatch* batch);
+  // The values of these keys, each with its status. Tables are verified, and values are not: they
+  // carry checksums of their own.
+  void MultiGet(const rocksdb::ReadOptions& options, absl::Span<const rocksdb::Slice> keys,
+                absl::Span<rocksdb::PinnableSlice> values, absl::Span<rocksdb::Status> statuses);
+  // After a failed Write: opens the database anew, unless the file system still refuses writes.
+  // Waits for users. Costs nothing when none has failed.
   void Revive();
 
+  // A Write has failed, and Revive has not undone it yet: it may be there if the process dies now.
+  bool failed() const { return failed_; }
   bool direct_reads() const { return options_.use_direct_reads; }
 
  private:
-  DiskDatabase(std::string path, const rocksdb::Options& options);
+  DiskDatabase(std::string path, std::unique_ptr<rocksdb::Env> env,
+               const rocksdb::Options& options);
 
-  rocksdb::Status OpenDatabase() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  rocksdb::Status OpenDatabase(const rocksdb::Options& options) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string path_;
+  const std::unique_ptr<rocksdb::Env> env_;
   const rocksdb::Options options_;
 
+  // Held by whoever revives, before `mu_`.
+  Mutex revive_mu_;
   Mutex mu_;
   CondVar changed_;
   std::unique_ptr<rocksdb::DB> db_ ABSL_GUARDED_BY(mu_);
   int users_ ABSL_GUARDED_BY(mu_) = 0;
   bool reopening_ ABSL_GUARDED_BY(mu_) = false;
+  // A Write has failed since it was opened.
+  std::atomic<bool> failed_ = false;
+  // Of the last change that did not, when the database was closed for one that did.
+  rocksdb::SequenceNumber last_sequence_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace terrace::kvstore

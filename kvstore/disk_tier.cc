@@ -57,7 +57,7 @@ struct DiskTier::Rep {
 
   // NotFound, or DataLoss when the record is corrupt.
   absl::StatusOr<std::string> Get(const RecordKey& key) {
-    const DiskDatabase::Use db(*database);
+    const DiskDatabase::Use db(*database, DiskDatabase::Purpose::kRead);
     if (!db) return Closed();
     std::string value;
     const rocksdb::Status found = db->Get({}, ToSlice(key.view()), &value);
@@ -68,11 +68,19 @@ struct DiskTier::Rep {
     return value;
   }
   absl::Status Put(const DiskBatch& batch, bool sync) {
-    const DiskDatabase::Use db(*database);
-    if (!db) return Closed();
     rocksdb::WriteOptions write;
     write.sync = sync;
-    return FromRocks("writing", db->Write(write, &batch.rep_->batch));
+    return FromRocks("writing", database->Write(write, &batch.rep_->batch));
+  }
+  absl::Status ReserveIds() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    if (absl::Status status = Ask(DiskOperation::kWrite); !status.ok()) return status;
+    ByteWriter writer;
+    writer.Put(reserved_id + kSegmentIdRun);
+    DiskBatch batch;
+    batch.Put(RecordKey(RecordKind::kSegmentCounter).view(), std::move(writer).Take());
+    absl::Status status = Put(batch, /*sync=*/true);
+    if (status.ok()) reserved_id += kSegmentIdRun;
+    return status;
   }
 };
 
@@ -80,7 +88,8 @@ DiskTier::DiskTier(std::unique_ptr<Rep> rep) : rep_(std::move(rep)) {}
 DiskTier::~DiskTier() = default;
 
 absl::StatusOr<std::unique_ptr<DiskTier>> DiskTier::Open(const DiskTierOptions& options) {
-  auto database = DiskDatabase::Open(options.path, options.bytes, options.direct_reads);
+  auto database =
+      DiskDatabase::Open(options.path, options.bytes, options.direct_reads, options.env);
   if (!database.ok()) return database.status();
   auto rep = std::make_unique<Rep>();
   rep->options = options;
@@ -96,7 +105,7 @@ absl::Status DiskTier::CheckFormat() {
   const absl::StatusOr<std::string> record = rep_->Get(key);
   if (absl::IsNotFound(record.status())) {
     // Empty: just created, perhaps by a process that died before it wrote the record.
-    const DiskDatabase::Use db(*rep_->database);
+    const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
     if (!db) return Closed();
     const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator({}));
     it->SeekToFirst();
@@ -129,7 +138,7 @@ absl::Status DiskTier::CheckFormat() {
 
 absl::StatusOr<DiskIndex> DiskTier::LoadIndex() {
   DiskIndex index;
-  const DiskDatabase::Use db(*rep_->database);
+  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
   if (!db) return Closed();
   const auto scan = [&](RecordKind kind, auto&& decode) {
     const std::string begin(1, static_cast<char>(kind));
@@ -168,15 +177,11 @@ absl::StatusOr<DiskIndex> DiskTier::LoadIndex() {
 }
 
 absl::StatusOr<SegmentId> DiskTier::NextSegmentId() {
+  // Not under the mutex, which users that it waits for may want.
+  rep_->database->Revive();
   MutexLock lock(rep_->mu);
   if (rep_->next_id == rep_->reserved_id) {
-    if (absl::Status status = rep_->Ask(DiskOperation::kWrite); !status.ok()) return status;
-    ByteWriter writer;
-    writer.Put(rep_->reserved_id + kSegmentIdRun);
-    DiskBatch batch;
-    batch.Put(RecordKey(RecordKind::kSegmentCounter).view(), std::move(writer).Take());
-    if (absl::Status status = rep_->Put(batch, /*sync=*/true); !status.ok()) return status;
-    rep_->reserved_id += kSegmentIdRun;
+    if (absl::Status status = rep_->ReserveIds(); !status.ok()) return status;
   }
   return SegmentId{uint64_t{rep_->options.shard} << kShardShift | ++rep_->next_id};
 }
@@ -188,7 +193,7 @@ uint64_t DiskTier::budget_for_blocks() const {
 absl::Status DiskTier::Fit(size_t batch_bytes) {
   uint64_t buffered = 0;
   {
-    const DiskDatabase::Use db(*rep_->database);
+    const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
     if (!db) return Closed();
     db->GetIntProperty(rocksdb::DB::Properties::kCurSizeAllMemTables, &buffered);
   }
@@ -213,11 +218,11 @@ absl::Status DiskTier::Fit(size_t batch_bytes) {
 
 absl::Status DiskTier::Write(const DiskBatch& batch, bool sync, Growth growth) {
   if (absl::Status status = rep_->Ask(DiskOperation::kWrite); !status.ok()) return status;
+  rep_->database->Revive();
   if (growth == Growth::kBounded) {
     if (absl::Status status = Fit(batch.bytes()); !status.ok()) return status;
   }
   if (absl::Status status = rep_->Put(batch, sync); !status.ok()) {
-    rep_->database->Revive();
     return absl::UnavailableError(status.message());
   }
   ++rep_->write_count;
@@ -226,9 +231,9 @@ absl::Status DiskTier::Write(const DiskBatch& batch, bool sync, Growth growth) {
 
 absl::Status DiskTier::Sync() {
   if (absl::Status status = rep_->Ask(DiskOperation::kWrite); !status.ok()) return status;
-  const DiskDatabase::Use db(*rep_->database);
-  if (!db) return Closed();
-  return FromRocks("syncing", db->FlushWAL(/*sync=*/true));
+  rep_->database->Revive();
+  // As a batch: a bare sync aborts the process when the log has failed before.
+  return rep_->Put(DiskBatch(), /*sync=*/true);
 }
 
 namespace {
@@ -252,11 +257,6 @@ void DiskTier::Read(absl::Span<CellRead> reads, absl::Time deadline) {
     for (CellRead& read : reads) Fail(read, rocksdb::Status::IOError(status.ToString()), deadline);
     return;
   }
-  const DiskDatabase::Use db(*rep_->database);
-  if (!db) {
-    for (CellRead& read : reads) Fail(read, rocksdb::Status::IOError("closed"), deadline);
-    return;
-  }
   std::vector<RecordKey> keys;
   std::vector<rocksdb::Slice> slices;
   keys.reserve(reads.size());
@@ -267,16 +267,14 @@ void DiskTier::Read(absl::Span<CellRead> reads, absl::Time deadline) {
   std::vector<rocksdb::PinnableSlice> values(reads.size());
   std::vector<rocksdb::Status> statuses(reads.size());
   rocksdb::ReadOptions options;
-  // Each value has a checksum of ours, which CellRead::Place verifies (I1).
-  options.verify_checksums = false;
   if (deadline != absl::InfiniteFuture()) {
     options.deadline =
         std::chrono::microseconds(std::max<int64_t>(1, absl::ToUnixMicros(deadline)));
   }
-  db->MultiGet(options, db->DefaultColumnFamily(), slices.size(), slices.data(), values.data(),
-               statuses.data());
+  rep_->database->MultiGet(options, slices, absl::MakeSpan(values), absl::MakeSpan(statuses));
   for (size_t i = 0; i < reads.size(); ++i) {
     if (statuses[i].ok()) {
+      // Verifies it (I1).
       reads[i].Place(ToView(values[i]));
     } else {
       Fail(reads[i], statuses[i], deadline);
@@ -291,7 +289,7 @@ absl::StatusOr<std::string> DiskTier::ReadTail(const BlockKey& block) {
 
 absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled) {
   if (absl::Status status = rep_->Ask(DiskOperation::kReclaim); !status.ok()) return status;
-  const DiskDatabase::Use db(*rep_->database);
+  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kChange);
   if (!db) return Closed();
   rocksdb::CompactRangeOptions compact;
   compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
@@ -332,6 +330,8 @@ absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& c
 }
 
 uint64_t DiskTier::garbage_min_bytes() const { return std::max(kMiB, rep_->options.bytes / 256); }
+
+bool DiskTier::in_doubt() const { return rep_->database->failed(); }
 
 uint64_t DiskTier::write_count() const { return rep_->write_count; }
 

@@ -28,6 +28,10 @@
 #include "kvstore/disk_batch.h"
 #include "kvstore/disk_record.h"
 
+namespace rocksdb {
+class Env;
+}  // namespace rocksdb
+
 namespace terrace::kvstore {
 
 enum class DiskOperation { kRead, kWrite, kReclaim };
@@ -41,6 +45,8 @@ struct DiskTierOptions {
   uint16_t shard = 0;
   bool direct_reads = true;
   DiskFault fault;
+  // Whose files; outlives the tier. Null: the system's. Tests have one that fails and forgets.
+  rocksdb::Env* env = nullptr;
 };
 
 // What a disk holds, by name and by segment.
@@ -91,6 +97,9 @@ class DiskTier {
   uint64_t budget_for_blocks() const;
   // Less garbage is not worth a Reclaim.
   uint64_t garbage_min_bytes() const;
+  // The last Write or Sync has failed. What it wrote may be there if the process dies before the
+  // next one has succeeded.
+  bool in_doubt() const;
   // Batches written so far.
   uint64_t write_count() const;
   // Whether reads bypass the page cache.

@@ -375,4 +375,34 @@ void ExtentReader::Collect(Call& call, const Batch& batch) {
   }
 }
 
+absl::StatusOr<std::vector<absl::StatusOr<std::string>>> ExtentReader::ReadTails(
+    std::vector<BlockKey> blocks, absl::Time deadline) {
+  // Of the one who waits and the thread that reads, whoever is done last.
+  struct Reading {
+    std::vector<BlockKey> blocks;
+    std::vector<absl::StatusOr<std::string>> tails;
+    // Guarded by the mutex of the core.
+    bool is_done = false;
+  };
+  const auto reading = std::make_shared<Reading>();
+  reading->blocks = std::move(blocks);
+  const auto read = [this, reading] {
+    for (const BlockKey& block : reading->blocks) {
+      reading->tails.push_back(core_.disk->ReadTail(block));
+    }
+    MutexLock lock(core_.mu);
+    reading->is_done = true;
+    core_.loaded.NotifyAll();
+    return false;
+  };
+  pool_.Submit(read, 1);
+  MutexLock lock(core_.mu);
+  while (!reading->is_done) {
+    if (!core_.loaded.WaitUntil(core_.mu, deadline) && !reading->is_done) {
+      return absl::DeadlineExceededError("reading flushed rows");
+    }
+  }
+  return std::move(reading->tails);
+}
+
 }  // namespace terrace::kvstore

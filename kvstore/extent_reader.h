@@ -69,6 +69,10 @@ class ExtentReader {
   // Brings missing rows into memory where the host tier finds them worth it, until `deadline`;
   // rows that somebody reads already are left to him.
   void ReadAhead(absl::Span<const ReadRequest> requests, absl::Time deadline);
+  // Reads the tails of these blocks, in order, each as DiskTier::ReadTail. DeadlineExceeded when
+  // the disk takes longer than `deadline`.
+  absl::StatusOr<std::vector<absl::StatusOr<std::string>>> ReadTails(std::vector<BlockKey> blocks,
+                                                                     absl::Time deadline);
 
  private:
   // Where cells that are read go.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -43,7 +44,8 @@ absl::Status TailLog::Cut(Segment& segment, uint32_t block, uint32_t rows, absl:
   std::vector<DurableExtent> watermark;
   {
     MutexLock lock(core_.mu);
-    bool any = false;
+    // Tails that a write left behind when it failed are known to nobody.
+    bool any = core_.disk != nullptr && segment.stored && core_.disk->in_doubt();
     for (uint16_t layer = 0; layer < layout.layers; ++layer) {
       any = any || kept(layer) != segment.tail_rows[layer];
     }
@@ -128,20 +130,25 @@ absl::Status TailLog::WriteInTurn(Segment& segment, absl::Span<const uint32_t> t
   return absl::OkStatus();
 }
 
-absl::Status TailLog::Restore(Segment& segment, uint16_t layer) {
+absl::Status TailLog::Restore(Segment& segment, uint16_t layer, absl::Time deadline) {
   const BlockLayout& layout = segment.layout;
   uint32_t rows = 0;
   uint32_t block = 0;
+  std::vector<BlockKey> keys;
   {
     MutexLock lock(core_.mu);
     rows = segment.tail_rows[layer];
     block = segment.DurableEnd(layer);
+    for (uint16_t head = 0; head < layout.heads; ++head) {
+      keys.push_back(segment.Key(segment.LaneIndex(layer, head), block));
+    }
   }
+  const auto tails = reader_.ReadTails(std::move(keys), deadline);
+  if (!tails.ok()) return tails.status();
   const size_t wanted = size_t{rows} * layout.row_bytes;
+  MutexLock lock(core_.mu);
   for (uint16_t head = 0; head < layout.heads; ++head) {
-    const uint16_t lane = segment.LaneIndex(layer, head);
-    const absl::StatusOr<std::string> tail = core_.disk->ReadTail(segment.Key(lane, block));
-    MutexLock lock(core_.mu);
+    const absl::StatusOr<std::string>& tail = (*tails)[head];
     // A tail that the watermark promises and that is not there is lost.
     if (!tail.ok() && !absl::IsUnavailable(tail.status())) {
       ++core_.disk_stats.corrupt_granules;
@@ -155,6 +162,7 @@ absl::Status TailLog::Restore(Segment& segment, uint16_t layer) {
           absl::StrCat("tail: ", tail->size(), " bytes stored, ", wanted, " expected"));
     }
     core_.disk_stats.read_bytes += tail->size();
+    const uint16_t lane = segment.LaneIndex(layer, head);
     std::memcpy(segment.ExtentAt(lane, ExtentKind::kRows, block - segment.first_block).data,
                 tail->data(), wanted);
   }

@@ -12,13 +12,14 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kvstore/extent_reader.h"
 #include "kvstore/store_core.h"
 
 namespace terrace::kvstore {
 
 class TailLog {
  public:
-  explicit TailLog(StoreCore& core) : core_(core) {}
+  TailLog(StoreCore& core, ExtentReader& reader) : core_(core), reader_(reader) {}
 
   enum class Purpose {
     // Synced, and refused beyond the disk budget.
@@ -34,12 +35,13 @@ class TailLog {
   absl::Status Cut(Segment& segment, uint32_t block, uint32_t rows, absl::Time deadline);
   // Copies that of one layer into the open rows. Requires: those of Durable().end_block are
   // reserved.
-  absl::Status Restore(Segment& segment, uint16_t layer);
+  absl::Status Restore(Segment& segment, uint16_t layer, absl::Time deadline);
 
  private:
   absl::Status WriteInTurn(Segment& segment, absl::Span<const uint32_t> tail_rows, Purpose purpose);
 
   StoreCore& core_;
+  ExtentReader& reader_;
 };
 
 }  // namespace terrace::kvstore

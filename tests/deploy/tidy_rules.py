@@ -7,6 +7,7 @@ import re
 FILE_LINES = 500
 FUNCTION_LINES = 70
 PROTO_COLUMNS = 100
+INVARIANTS = 11
 
 # (files, what they must not include, why). Generated protocol headers lie under terrace/ and
 # google/.
@@ -20,7 +21,7 @@ DIRECTIONS = [
     ("[!t]*", ["tests/*"], "nothing depends on tests"),
 ]
 # The disk tier is the one place that knows its database.
-ROCKSDB_USERS = ["kvstore/disk*", "tests/bench/disk*", "tests/kvstore/disk*"]
+ROCKSDB_USERS = ["kvstore/disk*", "tests/bench/disk*", "tests/kvstore/disk*", "tests/sim/faulty_disk*"]
 # Headers that may include gRPC: services and clients of the protocol, and what serves them.
 GRPC_HEADERS = [
     "services/*_service.h",
@@ -150,6 +151,22 @@ def proto_comments(path, text):
             above = lines[index - 1].strip() if index > 0 else ""
             if not COMMENT.match(above):
                 yield f"line {index + 1}: field {field[1]} has no comment"
+
+
+def invariant_index(readme, read):
+    """The tests' readme has a table of tests for each invariant: they are there, and name it. `read`
+    gives the text of a file below tests/, None when there is none."""
+    rows = dict(re.findall(r"^\| (I\d+) \|[^|]*\|([^|]*)\|$", readme, re.MULTILINE))
+    for name in (f"I{number}" for number in range(1, INVARIANTS + 1)):
+        tests = re.findall(r"`([\w/.]+)` (\w+)", rows.get(name, ""))
+        if not tests:
+            yield f"{name}: no test is listed"
+        for path, test in tests:
+            text = read(path) or ""
+            if f" {test})" not in text:
+                yield f"{name}: no test {test} in {path}"
+            elif not re.search(rf"\b{name}(?!\d)", text):
+                yield f"{name}: {path} does not name it"
 
 
 RULES = (include_direction, file_length, function_length, unfinished, header_guard, proto_comments)

@@ -126,6 +126,32 @@ CASES = [
 ]
 
 
+class Invariants(unittest.TestCase):
+    def test_each_has_tests_that_name_it(self):
+        tests = ROOT / "tests"
+
+        def read(path):
+            return (tests / path).read_text() if (tests / path).is_file() else None
+
+        readme = (tests / "README.md").read_text()
+        self.assertEqual(list(tidy_rules.invariant_index(readme, read)), [])
+
+    def test_what_is_missing_is_noticed(self):
+        good = "".join(f"| I{i} | | `a.cc` Holds |\n" for i in range(1, tidy_rules.INVARIANTS + 1))
+        text = "TEST(A, Holds) " + " ".join(f"I{i}" for i in range(1, tidy_rules.INVARIANTS + 1))
+        for readme, content, expected in (
+                (good, text, []),
+                (good.replace("| I3 |", "| J3 |"), text, ["I3: no test is listed"]),
+                (good.replace("I2 | | `a.cc` Holds", "I2 | | `a.cc` Gone"), text,
+                 ["I2: no test Gone in a.cc"]),
+                (good, text.replace("I1 ", ""), ["I1: a.cc does not name it"]),
+                (good.replace("I5 | | `a.cc`", "I5 | | `b.cc`"), text,
+                 ["I5: no test Holds in b.cc"])):
+            with self.subTest(expected=expected):
+                found = tidy_rules.invariant_index(readme, {"a.cc": content}.get)
+                self.assertEqual(list(found), expected)
+
+
 class Rules(unittest.TestCase):
     def test_notice_what_is_wrong_and_nothing_else(self):
         for path, text, expected in CASES:

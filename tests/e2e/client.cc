@@ -9,24 +9,13 @@
 #include "terrace/v1/attention.grpc.pb.h"
 #include "terrace/v1/kv_store.grpc.pb.h"
 #include "tests/e2e/await.h"
+#include "tests/e2e/channel.h"
 
 namespace terrace::testing {
 namespace {
 
-constexpr char kFingerprint[] = "e2e-model";
 // Tokens of one message of a bulk append.
 constexpr uint64_t kChunkTokens = 500;
-
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(-1);
-  arguments.SetMaxSendMessageSize(-1);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 200);
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
 
 using Stream = grpc::ClientReaderWriter<v1::AttendRequest, v1::AttendResponse>;
 
@@ -83,13 +72,7 @@ Client::~Client() {
 
 v1::SequenceInfo Client::Open(const Shape& shape) {
   v1::OpenSequenceRequest request;
-  v1::SequenceSpec& spec = *request.mutable_new_sequence();
-  spec.set_model_fingerprint(kFingerprint);
-  spec.mutable_geometry()->set_layers(shape.layers);
-  spec.mutable_geometry()->set_query_heads(shape.query_heads);
-  spec.mutable_geometry()->set_kv_heads(shape.kv_heads);
-  spec.mutable_geometry()->set_head_dim(shape.head_dim);
-  spec.mutable_geometry()->set_storage_dtype(v1::DTYPE_BFLOAT16);
+  FillSpec(shape, *request.mutable_new_sequence());
   v1::SequenceInfo info;
   const Reply reply = Open(request, &info);
   EXPECT_REPLY_OK(reply);

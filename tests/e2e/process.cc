@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <random>
 #include <utility>
 
@@ -52,6 +53,11 @@ std::vector<std::string> Environment() {
   ::_exit(127);
 }
 
+// Programs lie beside the test.
+std::string PathOf(const std::string& program) {
+  return std::filesystem::read_symlink("/proc/self/exe").replace_filename(program);
+}
+
 bool PortIsFree(int port) {
   const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address = {};
@@ -75,7 +81,7 @@ int FreePort() {
 
 Process::Process(const std::string& program, const std::vector<std::string>& arguments)
     : program_(program) {
-  std::vector<std::string> words = {absl::StrCat(TERRACE_BIN_DIR, "/", program)};
+  std::vector<std::string> words = {PathOf(program)};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<std::string> variables = Environment();
   const std::vector<char*> argv = Pointers(words);

@@ -153,6 +153,7 @@ TEST_F(BlockStoreTest, EvictionUnderPressureKeepsEveryBlockReadable) {
   EXPECT_THAT(store_->HostStats(), IsConserved());
 }
 
+// I3.
 TEST_F(BlockStoreTest, PinnedExtentsOutliveAnyPressure) {
   const SegmentRef segment = Parked(4);
   const ReadRequest rows{segment.get(), 1, 1, 3, 0b1111};

@@ -61,6 +61,7 @@ TEST_F(ExtentPoolTest, SlabFollowsTheBudget) {
   }
 }
 
+// I5.
 TEST_F(ExtentPoolTest, HandsOutTheBudgetAndNoMore) {
   for (const size_t bytes : {size_t{1}, size_t{63}, size_t{64}, size_t{65}, 8 * kKiB,
                              size_t{100'000}, pool_->slab_bytes()}) {

@@ -132,6 +132,7 @@ std::map<Event, uint32_t> RunWriter(const std::string& path, int patience_ms) {
   return last;
 }
 
+// I4 too: rows and piece of each block.
 TEST(StoreCrash, ServesExactlyADurablePrefix) {
   const uint32_t seed = std::random_device()();
   SCOPED_TRACE(seed);

@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -63,11 +64,12 @@ inline void FillBytes(const BlockKey& key, uint32_t salt, bool is_piece, size_t 
   uint64_t state = static_cast<uint64_t>(key.segment) * 0x9E3779B97F4A7C15u;
   state ^= uint64_t{key.layer} << 50 ^ uint64_t { key.head } << 40 ^ uint64_t { key.block } << 8 ^
            uint64_t { salt } << 2 ^ uint64_t { is_piece };
-  for (size_t i = 0; i < size; ++i) {
+  for (size_t i = 0; i < size; i += sizeof(uint64_t)) {
     state += 0x9E3779B97F4A7C15u;
     uint64_t mixed = (state ^ state >> 30) * 0xBF58476D1CE4E5B9u;
     mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EBu;
-    out[i] = static_cast<std::byte>(mixed >> 56);
+    mixed ^= mixed >> 31;
+    std::memcpy(out + i, &mixed, std::min(sizeof(mixed), size - i));
   }
 }
 

@@ -205,6 +205,7 @@ TEST(AttendLayoutTest, AStripeThatFitsNoExtentIsMadeShorter) {
   EXPECT_OK(RunOne(*engine, 0, ReadStep(*info, kSeed, 0, 129, 1, Sparq(16, 20))).status);
 }
 
+// I9.
 TEST(AttendBatchTest, ItemsSucceedOrFailAlone) {
   const auto engine = OpenEngine(MemoryOptions());
   const SequenceInfo a = *engine->Create({}, Spec(SmallGeometry()));

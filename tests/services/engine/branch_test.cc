@@ -113,6 +113,7 @@ TEST(WideBranchTest, AForkCopiesTheCutBlockOfManyWideLayers) {
   ExpectSameBits(*engine, parent, *engine, *child);
 }
 
+// I2: what a fork shares does not change.
 TEST_P(BranchTest, ForksAtEveryKindOfPositionGoTheirOwnWay) {
   const int64_t length = 200;
   for (const int64_t position : {int64_t{0}, int64_t{1}, int64_t{63}, int64_t{64}, int64_t{100},

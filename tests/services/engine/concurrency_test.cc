@@ -127,6 +127,7 @@ class ConcurrencyTest : public ::testing::Test {
   std::atomic<bool> written_ = false;
 };
 
+// I4: steps that score by the index and read the rows of blocks while they seal.
 TEST_F(ConcurrencyTest, ReadersAndForksSeeWholeRowsWhateverTheWriterDoes) {
   const SequenceInfo info = *engine_->Create({}, Spec(geometry_));
   std::vector<std::thread> others;

@@ -13,8 +13,8 @@
 
 namespace terrace::testing {
 
-TempFolder::TempFolder() {
-  std::string path = ::testing::TempDir() + "terrace-engine-XXXXXX";
+TempFolder::TempFolder(const std::string& parent) {
+  std::string path = parent + "terrace-engine-XXXXXX";
   path_ = mkdtemp(path.data());
 }
 

@@ -3,6 +3,8 @@
 #ifndef TERRACE_TESTS_SERVICES_ENGINE_ENGINE_CLIENT_H_
 #define TERRACE_TESTS_SERVICES_ENGINE_ENGINE_CLIENT_H_
 
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -17,7 +19,7 @@ namespace terrace::testing {
 // Removed with all it holds.
 class TempFolder {
  public:
-  TempFolder();
+  explicit TempFolder(const std::string& parent = ::testing::TempDir());
   ~TempFolder();
   TempFolder(const TempFolder&) = delete;
   TempFolder& operator=(const TempFolder&) = delete;

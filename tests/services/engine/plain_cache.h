@@ -52,7 +52,7 @@ class PlainCache {
  private:
   attention::reference::Problem ProblemOf(int layer, int64_t visible, const float* q) const;
 
-  const engine::Geometry geometry_;
+  engine::Geometry geometry_;
   std::vector<int64_t> lengths_;
   // [layers][tokens, kv_heads, head_dim], as stored.
   std::vector<std::vector<float>> k_;
