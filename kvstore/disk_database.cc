@@ -138,9 +138,11 @@ DiskDatabase::Use::~Use() {
 }
 
 void DiskDatabase::Revive() {
+  const MutexLock alone(revive_mu_);
   {
     const Use db(*this);
-    // Enough after a failed flush or compaction; a failed append to the log is for good.
+    // Enough after a failed flush or compaction, and when somebody else was first; a failed append
+    // to the log is for good.
     if (db && db->Resume().ok()) return;
   }
   // Reading still works: do not close what then cannot be opened.

@@ -48,7 +48,7 @@ class DiskDatabase {
   };
 
   // After a failed write: does what it takes that the next one may succeed, unless the file system
-  // still refuses writes. Waits for users. Must not run concurrently with itself.
+  // still refuses writes. Waits for users.
   void Revive();
 
   bool direct_reads() const { return options_.use_direct_reads; }
@@ -61,6 +61,8 @@ class DiskDatabase {
   const std::string path_;
   const rocksdb::Options options_;
 
+  // Held by whoever revives, before `mu_`.
+  Mutex revive_mu_;
   Mutex mu_;
   CondVar changed_;
   std::unique_ptr<rocksdb::DB> db_ ABSL_GUARDED_BY(mu_);
