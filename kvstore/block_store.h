@@ -84,6 +84,9 @@ struct Manifest {
   std::string attributes;
   // In order; only the last may be open-ended. Ranges cover blocks from 0 without holes.
   std::vector<SegmentRange> ranges;
+  // Of one that was recovered: DataLoss when what a segment of it holds on disk is not known,
+  // though it may all be there. It can be deleted, and nothing else.
+  absl::Status damage = {};
 };
 
 // How much of a segment's layer is durable, all heads.

@@ -41,6 +41,10 @@ void DiskBatch::Put(std::string_view key, std::string_view payload) {
                              rocksdb::SliceParts(value.data(), value.size())));
 }
 
+void DiskBatch::PutAsIs(std::string_view key, std::string_view value) {
+  CheckAdded(rep_->batch.Put(ToSlice(key), ToSlice(value)));
+}
+
 void DiskBatch::Delete(std::string_view key) { CheckAdded(rep_->batch.Delete(ToSlice(key))); }
 
 void DiskBatch::DeleteRange(const RecordKey& begin, const RecordKey& end) {

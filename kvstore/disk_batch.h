@@ -24,6 +24,8 @@ class DiskBatch {
 
   // Any record, with its checksum.
   void Put(std::string_view key, std::string_view payload);
+  // A value that ends in what may be its checksum.
+  void PutAsIs(std::string_view key, std::string_view value);
   // rows: [block_tokens][row_bytes].
   void PutRows(const BlockKey& block, const BlockLayout& layout, const std::byte* rows);
   void PutPiece(const BlockKey& block, absl::Span<const std::byte> piece);

@@ -60,7 +60,9 @@ class DiskDatabase {
   // carry checksums of their own.
   void MultiGet(const rocksdb::ReadOptions& options, absl::Span<const rocksdb::Slice> keys,
                 absl::Span<rocksdb::PinnableSlice> values, absl::Span<rocksdb::Status> statuses);
-  // After a failed Write: opens the database anew, unless the file system still refuses writes.
+  // RocksDB has stopped writing for another reason than a Write that failed.
+  void StopsWriting() { failed_ = true; }
+  // After a failed Write, or that: opens the database anew, unless the file system still refuses writes.
   // Waits for users. Costs nothing when none has failed.
   void Revive();
 

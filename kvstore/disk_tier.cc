@@ -5,7 +5,6 @@
 #include <rocksdb/slice.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <filesystem>
 #include <system_error>
@@ -30,6 +29,14 @@ constexpr double kRewriteShareMin = 1.0 / 32;
 
 rocksdb::Slice ToSlice(std::string_view view) { return {view.data(), view.size()}; }
 std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
+
+// For values in blob files. Of tables, which RocksDB trusts, it must be known that they are whole.
+rocksdb::ReadOptions Unverified() {
+  rocksdb::ReadOptions options;
+  options.verify_checksums = false;
+  options.fill_cache = false;
+  return options;
+}
 
 absl::Status Closed() {
   return absl::UnavailableError("the database is closed since a write failed");
@@ -136,45 +143,7 @@ absl::Status DiskTier::CheckFormat() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DiskIndex> DiskTier::LoadIndex() {
-  DiskIndex index;
-  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
-  if (!db) return Closed();
-  const auto scan = [&](RecordKind kind, auto&& decode) {
-    const std::string begin(1, static_cast<char>(kind));
-    const std::string end(1, static_cast<char>(static_cast<char>(kind) + 1));
-    const rocksdb::Slice bound = ToSlice(end);
-    rocksdb::ReadOptions read;
-    read.iterate_upper_bound = &bound;
-    const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(read));
-    for (it->Seek(ToSlice(begin)); it->Valid(); it->Next()) {
-      const std::string_view key = ToView(it->key());
-      absl::StatusOr<std::string_view> payload = CheckedPayload(key, ToView(it->value()));
-      const absl::Status decoded =
-          payload.ok() ? decode(key.substr(1), *payload) : payload.status();
-      if (!decoded.ok()) index.damage.push_back(decoded);
-    }
-    return FromRocks("reading the index", it->status());
-  };
-  absl::Status status =
-      scan(RecordKind::kManifest, [&](std::string_view name, std::string_view payload) {
-        absl::StatusOr<ManifestRecord> record = DecodeManifest(payload);
-        if (!record.ok()) return record.status();
-        index.manifests.emplace_back(name, *std::move(record));
-        return absl::OkStatus();
-      });
-  if (!status.ok()) return status;
-  status = scan(RecordKind::kWatermark, [&](std::string_view key, std::string_view payload) {
-    absl::StatusOr<std::vector<DurableExtent>> layers = DecodeWatermark(payload);
-    std::array<char, kEncodedBlockKeyBytes> block_key{};
-    if (key.size() != sizeof(SegmentId)) return absl::DataLossError("watermark key");
-    std::copy(key.begin(), key.end(), block_key.begin());
-    if (layers.ok()) index.watermarks.emplace_back(DecodeBlockKey(block_key).segment, *layers);
-    return layers.status();
-  });
-  if (!status.ok()) return status;
-  return index;
-}
+absl::StatusOr<DiskIndex> DiskTier::LoadIndex() { return ReadDiskIndex(*rep_->database); }
 
 absl::StatusOr<SegmentId> DiskTier::NextSegmentId() {
   // Not under the mutex, which users that it waits for may want.
@@ -287,8 +256,8 @@ absl::StatusOr<std::string> DiskTier::ReadTail(const BlockKey& block) {
   return rep_->Get(RecordKey(RecordKind::kTail, block));
 }
 
-absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled) {
-  if (absl::Status status = rep_->Ask(DiskOperation::kReclaim); !status.ok()) return status;
+absl::Status DiskTier::Compact(uint64_t goal_bytes, std::atomic<bool>& cancelled,
+                               bool* is_complete) {
   const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kChange);
   if (!db) return Closed();
   rocksdb::CompactRangeOptions compact;
@@ -308,10 +277,9 @@ absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& c
     return bytes;
   };
   double rewritten = 0;
-  bool is_complete = false;
   while (status.ok() && used_bytes() > goal_bytes) {
-    is_complete = rewritten >= 1 || garbage_bytes() < garbage_min_bytes();
-    if (is_complete) break;
+    *is_complete = rewritten >= 1 || garbage_bytes() < garbage_min_bytes();
+    if (*is_complete) break;
     uint64_t blob_bytes = 0;
     db->GetIntProperty(rocksdb::DB::Properties::kTotalBlobFileSize, &blob_bytes);
     const uint64_t room = budget - std::min(budget, used_bytes());
@@ -321,12 +289,56 @@ absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& c
     status = db->CompactRange(compact, nullptr, nullptr);
     rewritten += share;
   }
+  return FromRocks("reclaiming", status);
+}
+
+absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled) {
+  if (absl::Status status = rep_->Ask(DiskOperation::kReclaim); !status.ok()) return status;
+  bool is_complete = false;
+  const absl::Status status = Compact(goal_bytes, cancelled, &is_complete);
   {
     MutexLock lock(rep_->mu);
     rep_->counted = false;
   }
-  if (!status.ok()) return FromRocks("reclaiming", status);
-  return is_complete;
+  if (status.ok()) return is_complete;
+  if (absl::IsDataLoss(status)) {
+    // RocksDB writes no more after what it could not read.
+    rep_->database->StopsWriting();
+    rep_->database->Revive();
+  }
+  return status;
+}
+
+absl::StatusOr<std::vector<std::string>> DiskTier::FindCorrupt(const std::atomic<bool>& cancelled) {
+  std::vector<std::string> keys;
+  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
+  if (!db) return Closed();
+  const rocksdb::Status tables = db->VerifyChecksum();
+  if (!tables.ok()) return FromRocks("verifying the tables", tables);
+  const std::unique_ptr<rocksdb::Iterator> it(db->NewIterator(Unverified()));
+  for (it->SeekToFirst(); it->Valid() && !cancelled; it->Next()) {
+    const std::string_view key = ToView(it->key());
+    if (!CheckedPayload(key, ToView(it->value())).ok()) keys.emplace_back(key);
+  }
+  if (!it->status().ok()) return FromRocks("looking for corrupt records", it->status());
+  return keys;
+}
+
+absl::Status DiskTier::Rewrite(absl::Span<const std::string> keys) {
+  DiskBatch batch;
+  {
+    const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
+    if (!db) return Closed();
+    for (const std::string& key : keys) {
+      std::string value;
+      const rocksdb::Status found = db->Get(Unverified(), key, &value);
+      // Deleted meanwhile, or written anew.
+      if (found.IsNotFound() || (found.ok() && CheckedPayload(key, value).ok())) continue;
+      if (!found.ok()) return FromRocks("reading a corrupt record", found);
+      batch.PutAsIs(key, value);
+    }
+  }
+  return batch.empty() ? absl::OkStatus() : Write(batch, /*sync=*/false, Growth::kFrees);
 }
 
 uint64_t DiskTier::garbage_min_bytes() const { return std::max(kMiB, rep_->options.bytes / 256); }

@@ -15,7 +15,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -26,7 +25,7 @@
 #include "kvstore/block_store.h"
 #include "kvstore/cell_read.h"
 #include "kvstore/disk_batch.h"
-#include "kvstore/disk_record.h"
+#include "kvstore/disk_index.h"
 
 namespace rocksdb {
 class Env;
@@ -49,14 +48,6 @@ struct DiskTierOptions {
   rocksdb::Env* env = nullptr;
 };
 
-// What a disk holds, by name and by segment.
-struct DiskIndex {
-  std::vector<std::pair<std::string, ManifestRecord>> manifests;
-  std::vector<std::pair<SegmentId, std::vector<DurableExtent>>> watermarks;
-  // Records of the index that are corrupt: whatever they stood for is not served, nor deleted.
-  std::vector<absl::Status> damage;
-};
-
 class DiskTier {
  public:
   // FailedPrecondition when the folder is of another format version or shard, or not ours;
@@ -64,6 +55,7 @@ class DiskTier {
   static absl::StatusOr<std::unique_ptr<DiskTier>> Open(const DiskTierOptions& options);
   ~DiskTier();
 
+  // What can be read of it. Unavailable when reading fails.
   absl::StatusOr<DiskIndex> LoadIndex();
   // Never returned before, across restarts.
   absl::StatusOr<SegmentId> NextSegmentId();
@@ -88,8 +80,15 @@ class DiskTier {
 
   // Compacts away what was deleted or written anew, until no more than `goal_bytes` are used, or
   // there is nothing more to gain: then true. Slow: it rewrites what lies in between. Gives up,
-  // with an error, when `cancelled` becomes true. May run beside everything but itself.
+  // with an error, when `cancelled` becomes true; DataLoss when it met what is corrupt. May run
+  // beside everything but itself.
   absl::StatusOr<bool> Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled);
+  // Keys of all records whose values are corrupt; DataLoss when what leads to them is. Reads the
+  // whole disk, unless `cancelled` becomes true. May run beside everything.
+  absl::StatusOr<std::vector<std::string>> FindCorrupt(const std::atomic<bool>& cancelled);
+  // Writes those of these records that are still corrupt anew, as corrupt as they are, so that no
+  // Reclaim meets them in the files that they are in now. A Write.
+  absl::Status Rewrite(absl::Span<const std::string> keys);
 
   // Physical bytes: all files of the folder.
   uint64_t used_bytes() const;
@@ -112,6 +111,7 @@ class DiskTier {
   absl::Status CheckFormat();
   absl::Status LoadSegmentCounter();
   absl::Status Fit(size_t batch_bytes);
+  absl::Status Compact(uint64_t goal_bytes, std::atomic<bool>& cancelled, bool* is_complete);
 
   const std::unique_ptr<Rep> rep_;
 };

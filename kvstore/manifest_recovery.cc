@@ -1,5 +1,6 @@
 // Recovery of the manifest table from the index of the disk. No block is read.
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,14 +21,23 @@ absl::Status ManifestTable::Recover(const MakeSegment& make_segment) {
       if (!status.ok()) index->damage.push_back(status);
     }
     for (const absl::Status& status : index->damage) core_.CountDiskError(status);
+    MarkUnreadable(*index);
     for (const auto& [id, layers] : index->watermarks) {
       const auto it = recovering_.find(id);
       if (it != recovering_.end()) {
-        RecoverWatermark(*it->second, layers, batch);
+        RecoverWatermark(*it->second, layers, index->damage.empty(), batch);
       } else if (index->damage.empty()) {
         // Written, but never named: the process died in between. Unless a manifest is
         // unreadable: then it may be the one that names it.
         batch.DeleteSegment(id);
+      }
+    }
+    for (Manifest& manifest : recovered_) {
+      for (const SegmentRange& range : manifest.ranges) {
+        if (!range.segment->unreadable) continue;
+        manifest.damage = absl::DataLossError(absl::StrCat("how much is on disk of segment ",
+                                                           static_cast<uint64_t>(range.segment->id),
+                                                           " is not known any more"));
       }
     }
     recovering.swap(recovering_);
@@ -76,8 +86,28 @@ absl::Status ManifestTable::RecoverManifest(const std::string& name, ManifestRec
   return absl::OkStatus();
 }
 
+void ManifestTable::MarkUnreadable(const DiskIndex& index) {
+  bool incomplete = index.incomplete;
+  for (const SegmentId id : index.unreadable) {
+    const auto it = recovering_.find(id);
+    if (it != recovering_.end()) {
+      it->second->unreadable = true;
+    } else {
+      // Its key may be what rotted.
+      incomplete = true;
+    }
+  }
+  if (!incomplete) return;
+  // Of the others nobody knows whether there was anything.
+  std::set<SegmentId> readable;
+  for (const auto& [id, layers] : index.watermarks) readable.insert(id);
+  for (auto& [id, segment] : recovering_) {
+    segment->unreadable = segment->unreadable || !readable.contains(id);
+  }
+}
+
 void ManifestTable::RecoverWatermark(Segment& segment, const std::vector<DurableExtent>& layers,
-                                     DiskBatch& batch) {
+                                     bool may_cut, DiskBatch& batch) {
   const BlockLayout& layout = segment.layout;
   // Named by a manifest that is damaged: left alone.
   if (segment.named_ends.empty()) return;
@@ -85,6 +115,7 @@ void ManifestTable::RecoverWatermark(Segment& segment, const std::vector<Durable
     core_.CountDiskError(absl::DataLossError(
         absl::StrCat("watermark of segment ", static_cast<uint64_t>(segment.id), " has ",
                      layers.size(), " layers, ", layout.layers, " expected")));
+    segment.unreadable = true;
     return;
   }
   const uint32_t named_end = *segment.named_ends.rbegin();
@@ -108,7 +139,7 @@ void ManifestTable::RecoverWatermark(Segment& segment, const std::vector<Durable
     segment.tail_rows[layer] = std::min(found.tail_rows, layout.block_tokens);
   }
   segment.trim_end = named_end;
-  if (!cut) return;
+  if (!cut || !may_cut) return;
   // Blocks that no manifest came to name.
   const Cut excess{.segment = &segment, .keep_end = named_end};
   Put(excess, batch);

@@ -94,6 +94,8 @@ void ManifestTable::Put(const Cut& cut, DiskBatch& batch) const {
     batch.DeleteSegment(segment.id);
     return;
   }
+  // Left as it is: nobody knows what there is to cut.
+  if (segment.unreadable) return;
   const BlockLayout& layout = segment.layout;
   std::vector<DurableExtent> watermark;
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {

@@ -86,7 +86,9 @@ class ManifestTable {
   absl::Status RecoverManifest(const std::string& name, ManifestRecord record,
                                const MakeSegment& make_segment)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
-  void RecoverWatermark(Segment& segment, const std::vector<DurableExtent>& layers,
+  void MarkUnreadable(const DiskIndex& index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // Deletes what no manifest came to name only if it `may_cut`: all manifests are known.
+  void RecoverWatermark(Segment& segment, const std::vector<DurableExtent>& layers, bool may_cut,
                         DiskBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
 
   StoreCore& core_;

@@ -1,6 +1,8 @@
 #include "kvstore/reclaimer.h"
 
 #include <algorithm>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -111,8 +113,10 @@ void Reclaimer::Pass() {
   // Somebody may wait for some room, not for all there is to be had; and the last quarter would
   // cost the rewriting of nearly everything that lives.
   const uint64_t wanted = std::min(before.garbage_bytes / 4 * 3, watermark_bytes());
-  const absl::StatusOr<bool> is_complete =
-      core_.disk->Reclaim(before.used_bytes - wanted, stopping_);
+  absl::StatusOr<bool> is_complete = core_.disk->Reclaim(before.used_bytes - wanted, stopping_);
+  if (absl::IsDataLoss(is_complete.status()) && MoveCorrupt()) {
+    is_complete = core_.disk->Reclaim(before.used_bytes - wanted, stopping_);
+  }
   if (stopping_) return;
   if (!is_complete.ok()) {
     MutexLock lock(core_.mu);
@@ -122,6 +126,17 @@ void Reclaimer::Pass() {
   if (*is_complete) overhead_bytes_ = Measure().excess_bytes;
   // There may be more.
   looked_at_write_ = UINT64_MAX;
+}
+
+bool Reclaimer::MoveCorrupt() {
+  const absl::StatusOr<std::vector<std::string>> keys = core_.disk->FindCorrupt(stopping_);
+  if (!keys.ok() || keys->empty() || stopping_) return false;
+  DiskTurn turn(core_);
+  {
+    MutexLock lock(core_.mu);
+    turn.Take(absl::InfiniteFuture());
+  }
+  return core_.disk->Rewrite(*keys).ok();
 }
 
 }  // namespace terrace::kvstore

@@ -60,6 +60,8 @@ class Reclaimer {
   // Whether to work without being asked.
   bool ShouldWork() ABSL_LOCKS_EXCLUDED(mu_);
   void Pass() ABSL_LOCKS_EXCLUDED(mu_);
+  // Gets records that are corrupt out of the way of a pass; false when there is none to be found.
+  bool MoveCorrupt() ABSL_LOCKS_EXCLUDED(mu_);
 
   // Garbage that is worth a pass though nobody waits for room.
   uint64_t watermark_bytes() const { return budget_bytes_ / 8; }

@@ -134,6 +134,8 @@ class Segment : public std::enable_shared_from_this<Segment> {
   bool dead = false;
   // Records of it are on disk.
   bool stored = false;
+  // Its watermark is damaged, so it seems empty.
+  bool unreadable = false;
   // The writer has it in its queue.
   bool queued = false;
   // Where the writer goes on, so that all lanes advance alike.

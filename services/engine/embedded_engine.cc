@@ -178,7 +178,10 @@ absl::Status EmbeddedEngine::Commit(Sequence& sequence, int64_t tokens_end, absl
   const absl::Status status = store_->CommitManifest(
       {.name = sequence.handle, .attributes = EncodeRecord(record), .ranges = sequence.ranges},
       deadline);
-  if (status.ok()) sequence.recorded_tokens = record.tokens.end();
+  if (status.ok()) {
+    sequence.recorded_tokens = record.tokens.end();
+    sequence.recorded_sparse_from = record.tokens.sparse_from;
+  }
   return status;
 }
 
@@ -391,7 +394,9 @@ absl::Status EmbeddedEngine::TruncateLocked(Sequence& sequence, int64_t length,
   // The open segment is beyond the cut only after a restart that did not find an earlier one whole.
   const bool branches =
       longest / block_tokens > end_block || sequence.ranges.back().first_block > end_block;
-  if (longest == length && !branches) return absl::OkStatus();
+  if (longest == length && !branches && length >= sequence.recorded_tokens) {
+    return absl::OkStatus();
+  }
   Unpark(sequence);
   if (branches) {
     // A sealed block is cut: blocks are immutable (I2), so writing goes on in a new segment.
@@ -432,7 +437,10 @@ absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view hand
     const kvstore::MutexLock lock(mu_);
     aside = FindAside(caller, handle).ok();
   }
-  if (aside) return DeleteAside(std::string(handle), caller.deadline);
+  if (aside) {
+    const absl::StatusOr<bool> deleted = DeleteAside(std::string(handle), caller.deadline);
+    if (!deleted.ok() || *deleted) return deleted.status();
+  }
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;

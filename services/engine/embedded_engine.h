@@ -151,6 +151,10 @@ class EmbeddedEngine final : public KvEngine {
     kvstore::Manifest manifest;
     // Empty when its record does not tell.
     std::string tenant;
+    // Nobody can name it, and nothing but work is lost with it: the next sweep deletes it.
+    bool retained = false;
+    // [layers]. What the start found on disk; others may have gone on in segments it shares since.
+    std::vector<int64_t> durable;
     // DataLoss for good; anything else may go away.
     absl::Status why;
   };
@@ -158,10 +162,17 @@ class EmbeddedEngine final : public KvEngine {
   void StartOn(std::unique_ptr<kvstore::BlockStore> store);
   // Sequences that cannot be brought back are set aside; the others are served.
   void Recover();
-  absl::Status RecoverOne(const kvstore::Manifest& manifest, absl::Time deadline);
+  // `durable` as in SetAside: filled in at a start, when it is empty.
+  absl::Status RecoverOne(const kvstore::Manifest& manifest, std::vector<int64_t>& durable,
+                          absl::Time deadline);
+  // Makes a sequence, and its manifest, what a start finds of it: its first `length` tokens, or of
+  // a retained one the hashed blocks among them.
+  absl::Status CutToDurable(Sequence& sequence, int64_t length, absl::Time deadline);
   // Tries again, for somebody who asks for it.
   absl::Status RecoverLate(const std::string& handle, absl::Time deadline);
-  absl::Status DeleteAside(const std::string& handle, absl::Time deadline);
+  // False when it is not aside any more.
+  absl::StatusOr<bool> DeleteAside(const std::string& handle, absl::Time deadline);
+  void DeleteRetainedAside();
   // The caller's sequence. NotFound for unknown and for another tenant's alike (I11).
   // One that a start had no room or no disk for is brought back now.
   absl::StatusOr<std::shared_ptr<Sequence>> Find(const Caller& caller, absl::string_view handle);
@@ -224,6 +235,8 @@ class EmbeddedEngine final : public KvEngine {
   // Both end what a handle names. The caller holds the gate alone.
   absl::Status DropLocked(Sequence& sequence, absl::Time deadline);
   absl::Status RetainLocked(Sequence& sequence, absl::Time deadline);
+  // Gives up all of a retained one but its hashed blocks. The caller holds the gate alone.
+  absl::Status KeepHashed(Sequence& sequence, absl::Time deadline);
   // Drops a retained one, or closes one that has not been used for its time.
   void Expire(Sequence& sequence, absl::Time now);
   // Drops retained sequences, those used longest ago first, of the tenant that has most of them:

@@ -41,21 +41,42 @@ absl::Status EmbeddedEngine::DropLocked(Sequence& sequence, absl::Time deadline)
 }
 
 absl::Status EmbeddedEngine::RetainLocked(Sequence& sequence, absl::Time deadline) {
+  sequence.retained_until_us = absl::ToUnixMicros(options_.clock() + sequence.spec.retention);
+  if (absl::Status status = KeepHashed(sequence, deadline); !status.ok()) {
+    sequence.retained_until_us = INT64_MAX;
+    return status;
+  }
+  sequence.closed = true;
+  return absl::OkStatus();
+}
+
+absl::Status EmbeddedEngine::KeepHashed(Sequence& sequence, absl::Time deadline) {
   const int64_t length = sequence.HashedTokens();
   if (length == 0) return DropLocked(sequence, deadline);
   std::vector<kvstore::SegmentRange> ranges =
       sequence.CutRanges(static_cast<uint32_t>(length / sequence.block_tokens()));
   std::swap(sequence.ranges, ranges);
-  sequence.retained_until_us = absl::ToUnixMicros(options_.clock() + sequence.spec.retention);
   if (absl::Status status = Commit(sequence, length, deadline); !status.ok()) {
     std::swap(sequence.ranges, ranges);
-    sequence.retained_until_us = INT64_MAX;
     return status;
   }
-  sequence.closed = true;
   for (std::atomic<int64_t>& layer : sequence.layer_length) layer = length;
   for (std::atomic<bool>& on_disk : sequence.tail_on_disk) on_disk = false;
   return absl::OkStatus();
+}
+
+void EmbeddedEngine::DeleteRetainedAside() {
+  std::vector<std::string> handles;
+  {
+    const kvstore::MutexLock lock(mu_);
+    for (const auto& [handle, aside] : set_aside_) {
+      if (aside.retained) handles.push_back(handle);
+    }
+  }
+  for (const std::string& handle : handles) {
+    // What cannot be written now is deleted by the next sweep.
+    DeleteAside(handle, absl::Now() + kSweepPatience).IgnoreError();
+  }
 }
 
 std::vector<std::shared_ptr<Sequence>> EmbeddedEngine::AllSequences() const {
@@ -119,6 +140,7 @@ void EmbeddedEngine::ShrinkRetained() {
 
 void EmbeddedEngine::Sweep() {
   const absl::Time now = options_.clock();
+  DeleteRetainedAside();
   for (const std::shared_ptr<Sequence>& sequence : AllSequences()) Expire(*sequence, now);
   ShrinkRetained();
 }
@@ -130,7 +152,7 @@ void EmbeddedEngine::RecordTokens(absl::Time deadline) {
     const SoleHold writer(sequence->writer, deadline);
     if (!writer.held()) return;
     const int64_t length = sequence->length();
-    if (sequence->closed || sequence->recorded_tokens >= sequence->KnownTokens(length)) continue;
+    if (sequence->closed || !sequence->KnowsMoreThanRecorded(length)) continue;
     // Without it, the sequence shares less after a restart.
     Commit(*sequence, length, deadline).IgnoreError();
   }

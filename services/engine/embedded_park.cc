@@ -39,9 +39,8 @@ absl::Status EmbeddedEngine::FlushLocked(Sequence& sequence, absl::Time deadline
     return status;
   }
   const int64_t length = sequence.length();
-  return sequence.recorded_tokens < sequence.KnownTokens(length)
-             ? Commit(sequence, length, deadline)
-             : absl::OkStatus();
+  return sequence.KnowsMoreThanRecorded(length) ? Commit(sequence, length, deadline)
+                                                : absl::OkStatus();
 }
 
 bool EmbeddedEngine::IsWritten(const Sequence& sequence) const {

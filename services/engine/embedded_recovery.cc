@@ -40,21 +40,29 @@ absl::Status WhyAside(absl::string_view handle, const absl::Status& status) {
 
 void EmbeddedEngine::Recover() {
   for (kvstore::Manifest& manifest : store_->TakeRecovered()) {
-    const absl::Status status = RecoverOne(manifest, absl::InfiniteFuture());
+    std::vector<int64_t> durable;
+    const absl::Status status = RecoverOne(manifest, durable, absl::InfiniteFuture());
     if (status.ok()) continue;
     const absl::StatusOr<SequenceRecord> record = DecodeRecord(manifest.attributes);
     const std::string handle = manifest.name;
+    SetAside aside = {.manifest = std::move(manifest),
+                      .tenant = {},
+                      .retained = false,
+                      .durable = std::move(durable),
+                      .why = WhyAside(handle, status)};
+    if (record.ok()) {
+      aside.tenant = record->tenant;
+      aside.retained = record->retained_until != absl::InfiniteFuture();
+    }
     const kvstore::MutexLock lock(mu_);
-    set_aside_.emplace(handle, SetAside{.manifest = std::move(manifest),
-                                        .tenant = record.ok() ? record->tenant : "",
-                                        .why = WhyAside(handle, status)});
+    set_aside_.emplace(handle, std::move(aside));
   }
 }
 
 absl::StatusOr<EmbeddedEngine::SetAside> EmbeddedEngine::FindAside(const Caller& caller,
                                                                    absl::string_view handle) const {
   const auto found = set_aside_.find(handle);
-  if (found == set_aside_.end() ||
+  if (found == set_aside_.end() || found->second.retained ||
       (!found->second.tenant.empty() && found->second.tenant != caller.tenant)) {
     return SequenceNotFound(handle);
   }
@@ -64,15 +72,15 @@ absl::StatusOr<EmbeddedEngine::SetAside> EmbeddedEngine::FindAside(const Caller&
 absl::Status EmbeddedEngine::RecoverLate(const std::string& handle, absl::Time deadline) {
   const SoleHold recovery(recovery_, deadline);
   if (!recovery.held()) return NotBegun("recovery");
-  kvstore::Manifest manifest;
+  SetAside aside;
   {
     const kvstore::MutexLock lock(mu_);
     const auto found = set_aside_.find(handle);
     // Somebody else was first.
     if (found == set_aside_.end()) return absl::OkStatus();
-    manifest = found->second.manifest;
+    aside = found->second;
   }
-  const absl::Status status = WhyAside(handle, RecoverOne(manifest, deadline));
+  const absl::Status status = WhyAside(handle, RecoverOne(aside.manifest, aside.durable, deadline));
   const kvstore::MutexLock lock(mu_);
   if (status.ok()) {
     set_aside_.erase(handle);
@@ -82,17 +90,24 @@ absl::Status EmbeddedEngine::RecoverLate(const std::string& handle, absl::Time d
   return status;
 }
 
-absl::Status EmbeddedEngine::DeleteAside(const std::string& handle, absl::Time deadline) {
+absl::StatusOr<bool> EmbeddedEngine::DeleteAside(const std::string& handle, absl::Time deadline) {
   const SoleHold recovery(recovery_, deadline);
   if (!recovery.held()) return NotBegun("delete");
+  {
+    const kvstore::MutexLock lock(mu_);
+    // Somebody else was first: it is gone, or served.
+    if (!set_aside_.contains(handle)) return false;
+  }
   absl::Status status = store_->DeleteManifest(handle, deadline);
   if (!status.ok()) return status;
   const kvstore::MutexLock lock(mu_);
   set_aside_.erase(handle);
-  return absl::OkStatus();
+  return true;
 }
 
-absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest, absl::Time deadline) {
+absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest,
+                                        std::vector<int64_t>& durable, absl::Time deadline) {
+  if (!manifest.damage.ok()) return manifest.damage;
   absl::StatusOr<SequenceRecord> record = DecodeRecord(manifest.attributes);
   if (!record.ok()) return record.status();
   if (absl::Status status = CheckLayouts(*store_, record->spec, manifest); !status.ok()) {
@@ -107,37 +122,51 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest, absl:
   sequence->parked = true;
   sequence->ranges = manifest.ranges;
   for (std::atomic<int64_t>& length : sequence->layer_length) length = INT64_MAX;
-  std::vector<int64_t> durable;
-  for (int layer = 0; layer < record->spec.geometry.layers; ++layer) {
+  const bool late = !durable.empty();
+  for (int layer = 0; !late && layer < record->spec.geometry.layers; ++layer) {
     durable.push_back(sequence->DurableLayerLength(*store_, layer));
   }
-  const int64_t shortest = *std::min_element(durable.begin(), durable.end());
+  int64_t shortest = *std::min_element(durable.begin(), durable.end());
   for (size_t layer = 0; layer < durable.size(); ++layer) {
     sequence->layer_length[layer] = durable[layer];
     sequence->tail_on_disk[layer] = durable[layer] % sequence->block_tokens() != 0;
   }
-  sequence->CutTokens(shortest);
-  {
-    const kvstore::MutexLock lock(mu_);
-    sequences_.emplace(sequence->handle, sequence);
-  }
-  // Layers that got further than others are cut back, and so is a sequence that goes on in a
-  // segment although an earlier one is not all there.
+  // A sequence that goes on in a segment although an earlier one, which another may be writing, is
+  // not all there. Of that one only full blocks are still what the start found.
   const bool gap =
       shortest < int64_t{sequence->ranges.back().first_block} * sequence->block_tokens();
-  absl::Status status = TruncateLocked(*sequence, shortest, deadline);
+  if (late && gap) shortest -= shortest % sequence->block_tokens();
+  absl::Status status = CutToDurable(*sequence, shortest, deadline);
   // A cut that would need flushed rows that are corrupt waits until somebody makes one that does
   // not: rows below them are served. But not while those rows lie in a segment that another
   // sequence may go on writing.
   if (absl::IsDataLoss(status) && !gap) status = absl::OkStatus();
-  if (!status.ok()) {
+  if (!status.ok()) return status;
+  // A retained one of which nothing is left.
+  if (sequence->ranges.empty()) return absl::OkStatus();
+  {
     const kvstore::MutexLock lock(mu_);
-    sequences_.erase(sequence->handle);
-    return status;
+    sequences_.emplace(sequence->handle, sequence);
   }
   const kvstore::MutexLock lock(sequence->tokens_mu);
   prefixes_.Add(*sequence, sequence->tokens.blocks());
   return absl::OkStatus();
+}
+
+absl::Status EmbeddedEngine::CutToDurable(Sequence& sequence, int64_t length, absl::Time deadline) {
+  sequence.CutTokens(length);
+  if (!sequence.retained()) {
+    {
+      const kvstore::MutexLock lock(sequence.tokens_mu);
+      // Nobody knows what attention gave the rows whose tokens were not recorded.
+      if (sequence.tokens.end() < length) sequence.tokens.MarkSparse(sequence.tokens.end());
+    }
+    return TruncateLocked(sequence, length, deadline);
+  }
+  const int64_t hashed = sequence.HashedTokens();
+  const int64_t named = int64_t{sequence.ranges.back().end_block} * sequence.block_tokens();
+  return hashed == named && hashed == sequence.recorded_tokens ? absl::OkStatus()
+                                                               : KeepHashed(sequence, deadline);
 }
 
 absl::Status EmbeddedEngine::RestoreTail(Sequence& sequence, int layer, int64_t end,

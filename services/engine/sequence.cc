@@ -27,7 +27,8 @@ Sequence::Sequence(std::string handle_in, SequenceLayout layout_in, const Sequen
       generation((uint64_t{std::random_device{}()} << 32) | 1),
       prefix_sums(static_cast<size_t>(record.spec.geometry.layers) * record.spec.geometry.kv_heads),
       tokens(PrefixHasher(tenant, spec, layout.block.block_tokens, digest)),
-      recorded_tokens(record.tokens.end()) {
+      recorded_tokens(record.tokens.end()),
+      recorded_sparse_from(record.tokens.sparse_from) {
   tokens.Restore(record.tokens);
 }
 
@@ -50,9 +51,10 @@ absl::Status Sequence::CheckLayer(int layer) const {
       absl::StrCat("layer: got ", layer, ", expected 0 to ", spec.geometry.layers - 1));
 }
 
-int64_t Sequence::KnownTokens(int64_t length) const {
+bool Sequence::KnowsMoreThanRecorded(int64_t length) const {
   const kvstore::MutexLock lock(tokens_mu);
-  return std::min(length, tokens.end());
+  return std::min(length, tokens.end()) > recorded_tokens ||
+         tokens.SparseFrom(length) != recorded_sparse_from;
 }
 
 int64_t Sequence::HashedTokens() const {

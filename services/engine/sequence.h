@@ -72,8 +72,10 @@ struct Sequence : public std::enable_shared_from_this<Sequence> {
   std::vector<PrefixSum> prefix_sums ABSL_GUARDED_BY(sums_mu);
 
   TokenChain tokens ABSL_GUARDED_BY(tokens_mu);
-  // Tokens that the manifest knows of. Moves under `writer` or the exclusive gate.
+  // Tokens that the manifest knows of, and from where on it says that rows are sparse. Move under
+  // `writer` or the exclusive gate.
   std::atomic<int64_t> recorded_tokens{0};
+  std::atomic<int64_t> recorded_sparse_from{INT64_MAX};
 
   // `digest` is for PrefixHasher.
   Sequence(std::string handle, SequenceLayout layout, const SequenceRecord& record,
@@ -94,8 +96,9 @@ struct Sequence : public std::enable_shared_from_this<Sequence> {
   // InvalidArgument beyond the geometry.
   absl::Status CheckLayer(int layer) const;
 
-  // Tokens that are known of the first `length`.
-  int64_t KnownTokens(int64_t length) const;
+  // Whether more tokens are known of the first `length` than the manifest knows, or other
+  // provenance.
+  bool KnowsMoreThanRecorded(int64_t length) const;
   // Those in blocks that have a hash.
   int64_t HashedTokens() const;
   // Takes over what `parent` knows of the first `length` tokens, all of them complete.

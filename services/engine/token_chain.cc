@@ -60,7 +60,7 @@ TokenRecord TokenChain::Record(int64_t length, int64_t durable) const {
     record.tokens.assign(tokens_.begin() + (record.first_position - first_),
                          tokens_.begin() + (last - first_));
   }
-  if (sparse_from_ < length) record.sparse_from = sparse_from_;
+  record.sparse_from = SparseFrom(length);
   return record;
 }
 

@@ -43,6 +43,10 @@ class TokenChain {
   // Rows at `position` and after it are not those of dense attention. Requires: none of those rows
   // is complete in all layers, or they are marked already.
   void MarkSparse(int64_t position);
+  // Where the first `length` tokens stop being those of dense attention; INT64_MAX for nowhere.
+  int64_t SparseFrom(int64_t length) const {
+    return sparse_from_ < length ? sparse_from_ : INT64_MAX;
+  }
   // Hashes blocks below `length`, which is that of the shortest layer.
   void Advance(int64_t length);
   // Forgets tokens from `length` on.

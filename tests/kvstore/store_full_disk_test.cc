@@ -181,6 +181,40 @@ TEST_F(StoreFullDiskTest, DeletionsNeitherNeedRoomNorWaitForIt) {
   EXPECT_THAT(store_->DiskStats(), IsConserved());
 }
 
+// A pass has to move what lives out of files that are half garbage, the rotten ones of it too.
+TEST_F(StoreFullDiskTest, ARottenGranuleDoesNotStopThePasses) {
+  Open();
+  SegmentRef live = NewSegment();
+  SegmentRef dead = NewSegment();
+  ASSERT_OK(Commit("live", {{live, 0, kOpenEnd}}));
+  ASSERT_OK(Commit("dead", {{dead, 0, kOpenEnd}}));
+  uint32_t blocks = 0;
+  for (; store_->DiskStats().used_bytes < kNearlyFull; ++blocks) {
+    ASSERT_OK(AppendAndFlush(*live, blocks));
+    ASSERT_OK(AppendAndFlush(*dead, blocks));
+  }
+  const BlockKey key{store_->id(*live), 0, 1, 0};
+  live.reset();
+  dead.reset();
+  Close();
+  const std::vector<std::byte> rows = RowsOf(layout_, key);
+  ASSERT_EQ(Rot(absl::MakeConstSpan(rows).first(layout_.granule_bytes())), 1);
+  Open();
+  for (Manifest& manifest : store_->TakeRecovered()) {
+    if (manifest.name == "live") live = manifest.ranges[0].segment;
+  }
+  ASSERT_OK(store_->DeleteManifest("dead", absl::InfiniteFuture()));
+  const SegmentRef young = NewSegment();
+  ASSERT_OK(Commit("young", {{young, 0, kOpenEnd}}));
+  for (uint32_t block = 0; block < blocks / 2; ++block) {
+    ASSERT_OK(AppendAndFlush(*young, block)) << block;
+  }
+  EXPECT_OK(CheckBlocks(*store_, *young, 0, blocks / 2));
+  EXPECT_THAT(CheckBlock(*store_, *live, 0, 1, 0), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_OK(CheckBlock(*store_, *live, 0, 0, 0));
+  EXPECT_OK(CheckBlocks(*store_, *live, 1, blocks));
+}
+
 TEST_F(StoreFullDiskTest, AStoreThatIsClosedGivesUpItsReclaim) {
   Open();
   FillTo("old", 32 * kMiB);

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kvstore/disk_tier.h"
 #include "tests/services/engine/engine_client.h"
 #include "tests/services/engine/plain_cache.h"
 #include "tests/status_matchers.h"
@@ -337,6 +338,47 @@ TEST_F(DamageTest, ADamagedTailOfOneLayerLeavesTheOthersAlone) {
     ASSERT_OK(engine_->Delete({}, info.handle));
     engine_.reset();
   }
+}
+
+// How much of it is on disk is not known, so it is neither served nor touched.
+TEST_F(DamageTest, ADamagedWatermarkIsALossOfItsSequencesAndOfNoOther) {
+  engine_ = OpenEngine(options_);
+  const SequenceInfo other = *engine_->Create({}, Spec(OneHead()));
+  ASSERT_OK(AppendSeed(*engine_, other, kSeed + 1, 0, 100));
+  ASSERT_OK(engine_->Flush({}, other.handle));
+  const SequenceInfo child = *engine_->Fork({}, info_.handle, 128, "");
+  const kvstore::SegmentId segment{engine_->Describe(info_.handle)->segments[0].segment};
+  engine_.reset();
+  {
+    const auto disk = kvstore::DiskTier::Open({.path = options_.store.disk_path,
+                                               .bytes = options_.store.disk_bytes,
+                                               .shard = options_.store.shard,
+                                               .fault = {}});
+    ASSERT_OK(disk);
+    kvstore::DiskBatch batch;
+    batch.PutAsIs(kvstore::RecordKey(kvstore::RecordKind::kWatermark, segment).view(), "rotten");
+    ASSERT_OK((*disk)->Write(batch, /*sync=*/true, kvstore::DiskTier::Growth::kFrees));
+  }
+  engine_ = OpenEngine(options_);
+  const auto is_loss =
+      StatusIs(absl::StatusCode::kDataLoss, ::testing::HasSubstr("is not known any more"));
+  for (int start = 0; start < 2; ++start) {
+    EXPECT_EQ(engine_->damaged().size(), 2u);
+    EXPECT_THAT(engine_->Get({}, info_.handle), is_loss);
+    EXPECT_THAT(engine_->Get({}, child.handle), is_loss);
+    EXPECT_EQ(engine_->Get({}, other.handle)->length, 100);
+    engine_.reset();
+    engine_ = OpenEngine(options_);
+  }
+  ASSERT_OK(engine_->Delete({}, info_.handle));
+  engine_.reset();
+  engine_ = OpenEngine(options_);
+  EXPECT_THAT(engine_->Get({}, child.handle), is_loss);
+  ASSERT_OK(engine_->Delete({}, child.handle));
+  engine_.reset();
+  engine_ = OpenEngine(options_);
+  EXPECT_TRUE(engine_->damaged().empty());
+  EXPECT_EQ(engine_->Get({}, other.handle)->length, 100);
 }
 
 TEST_F(DamageTest, DamageToOneSequenceLeavesOthersAlone) {

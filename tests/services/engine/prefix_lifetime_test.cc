@@ -1,6 +1,7 @@
 // How long a prefix is found: over restarts, leases, retention, times to live and quotas.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -100,6 +101,69 @@ TEST_F(PrefixLifetimeTest, AfterACrashBlocksThatWereLostAreNotFound) {
   ASSERT_OK(AppendIds(*engine_, back, kOtherSeed, 70, other));
   EXPECT_EQ(Found(ids_), 64);
   EXPECT_EQ(Found(other), 192);
+  ASSERT_OK(engine_->Flush({}, info.handle));
+  Reopen();
+  EXPECT_EQ(Found(ids_), 64);
+  EXPECT_EQ(Found(other), 192);
+}
+
+// A lease and a closed sequence name blocks of a sequence that a crash took from it, and that it
+// writes anew.
+TEST_F(PrefixLifetimeTest, WhatACrashTookFromARetainedSequenceAnotherDoesNotGiveBack) {
+  const Ids ids = TextIds(1, 650);
+  const SequenceInfo info = CreateWith(Ids(ids.begin(), ids.begin() + 404));
+  ASSERT_OK(engine_->Flush({}, info.handle));
+  ASSERT_OK(AppendIds(*engine_, info, kSeed, 404, ids));
+  ASSERT_EQ(Lease(ids, absl::Hours(1)).tokens, 640);
+  engine::PrefixQuery query = QueryOf(ids);
+  query.spec.retention = absl::Hours(1);
+  const absl::StatusOr<SequenceInfo> closed = engine_->OpenOnPrefix({}, query, "");
+  ASSERT_OK(closed);
+  ASSERT_OK(engine_->Delete({}, closed->handle));
+  ASSERT_EQ(engine_->sequence_count(), 3u);
+  Reopen();
+  EXPECT_EQ(engine_->sequence_count(), 3u);
+  EXPECT_EQ(Found(ids), 384);
+  Ids other = TextIds(2, 650);
+  std::copy_n(ids.begin(), 404, other.begin());
+  ASSERT_OK(AppendIds(*engine_, info, kOtherSeed, 404, other));
+  ASSERT_OK(engine_->Flush({}, info.handle));
+  Reopen();
+  EXPECT_EQ(Found(ids), 384);
+  EXPECT_EQ(Found(other), 640);
+  ASSERT_OK(engine_->Delete({}, info.handle));
+  EXPECT_EQ(Found(other), 384);
+}
+
+// Nothing of what they name was on disk.
+TEST_F(PrefixLifetimeTest, ARetainedSequenceOfWhichNothingIsLeftIsGone) {
+  CreateWith(ids_);
+  ASSERT_EQ(Lease(ids_, absl::Hours(1)).tokens, 192);
+  Reopen();
+  EXPECT_EQ(engine_->sequence_count(), 1u);
+  EXPECT_TRUE(engine_->damaged().empty());
+}
+
+// Nobody was told the tokens of rows that came about under sparse attention, by a flush of their
+// own or of a child that shares them.
+TEST_F(PrefixLifetimeTest, RowsWithoutTokensDoNotBecomeDenseByACrash) {
+  for (const bool by_child : {false, true}) {
+    SCOPED_TRACE(by_child);
+    const SequenceInfo info = CreateWith(TextIds(1, 64));
+    ASSERT_OK(engine_->Flush({}, info.handle));
+    ASSERT_OK(RunOne(*engine_, 0, AppendStep(info, kSeed, 0, 64, 1, Sparq(4, 8))).status);
+    ASSERT_OK(AppendSeed(*engine_, info, kSeed, 64, 128));
+    const absl::StatusOr<SequenceInfo> child = engine_->Fork({}, info.handle, 128, "");
+    ASSERT_OK(child);
+    ASSERT_OK(engine_->Flush({}, by_child ? child->handle : info.handle));
+    Reopen();
+    ASSERT_EQ(engine_->Get({}, info.handle)->length, 128);
+    ASSERT_OK(AppendIds(*engine_, info, kSeed, 64, ids_));
+    EXPECT_EQ(Found(ids_), 64);
+    EXPECT_EQ(Found(ids_, true), 192);
+    ASSERT_OK(engine_->Delete({}, child->handle));
+    ASSERT_OK(engine_->Delete({}, info.handle));
+  }
 }
 
 // The manifest knows tokens of the open block; a truncate inside it must make it forget them.
