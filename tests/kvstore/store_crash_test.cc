@@ -1,6 +1,6 @@
-// Kills a writing process at a random moment, again and again on the same folder. What is served
-// afterwards is a prefix of what was sent, holds all that was acknowledged, and every byte of it is
-// right (I1, I6).
+// Kills a writing process at a random moment, again and again on the same folder, in each mode of
+// durability. What is served afterwards is a prefix of what was sent, holds all that was
+// acknowledged, and every byte of it is right (I1, I6).
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -27,14 +27,23 @@ namespace terrace::kvstore {
 namespace {
 
 constexpr int kRounds = 20;
+// Between two flushes.
+constexpr uint32_t kFlushedBlocks = 13;
 constexpr const char* kChildFlag = "--write-until-killed=";
 
-StoreOptions Options(const std::string& path) {
+struct Mode {
+  const char* name;
+  Durability durability;
+};
+constexpr Mode kModes[] = {
+    {"None", Durability::kNone}, {"Async", Durability::kAsync}, {"Sync", Durability::kSync}};
+
+StoreOptions Options(const std::string& path, Durability durability) {
   StoreOptions options;
   options.host_bytes = uint64_t{2} << 20;
   options.disk_path = path;
   options.disk_bytes = uint64_t{256} << 20;
-  options.durability = Durability::kAsync;
+  options.durability = durability;
   return options;
 }
 
@@ -56,8 +65,8 @@ int GiveUp(const absl::Status& status) {
 }
 
 // Goes on with the sequence in the folder, or begins it.
-int WriteUntilKilled(const std::string& path) {
-  auto store = BlockStore::Open(Options(path));
+int WriteUntilKilled(const std::string& path, Durability durability) {
+  auto store = BlockStore::Open(Options(path, durability));
   if (!store.ok()) return GiveUp(store.status());
   const std::vector<Manifest> recovered = (*store)->TakeRecovered();
   SegmentRef segment;
@@ -88,7 +97,7 @@ int WriteUntilKilled(const std::string& path) {
         if (!status.ok()) return GiveUp(status);
       }
     }
-    if (end % 13 != 12) continue;
+    if (end % kFlushedBlocks != kFlushedBlocks - 1) continue;
     const absl::Status status = (*store)->Flush(*segment, {}, Soon());
     if (!status.ok()) return GiveUp(status);
     Say(Event::kFlushed, end + 1);
@@ -97,14 +106,14 @@ int WriteUntilKilled(const std::string& path) {
 }
 
 // Runs the writer until it is killed after `patience_ms`; returns the last of each event.
-std::map<Event, uint32_t> RunWriter(const std::string& path, int patience_ms) {
+std::map<Event, uint32_t> RunWriter(const Mode& mode, const std::string& path, int patience_ms) {
   int ends[2];
   EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
   std::string self = "/proc/self/exe";
-  std::string flag = kChildFlag + path;
+  std::string flag = kChildFlag + std::string(mode.name) + ":" + path;
   char* arguments[] = {self.data(), flag.data(), nullptr};
   pid_t child = 0;
   EXPECT_EQ(posix_spawn(&child, self.c_str(), &actions, nullptr, arguments, environ), 0);
@@ -132,8 +141,10 @@ std::map<Event, uint32_t> RunWriter(const std::string& path, int patience_ms) {
   return last;
 }
 
+class StoreCrash : public ::testing::TestWithParam<Mode> {};
+
 // I4 too: rows and piece of each block.
-TEST(StoreCrash, ServesExactlyADurablePrefix) {
+TEST_P(StoreCrash, ServesExactlyADurablePrefix) {
   const uint32_t seed = std::random_device()();
   SCOPED_TRACE(seed);
   std::mt19937 random(seed);
@@ -142,11 +153,12 @@ TEST(StoreCrash, ServesExactlyADurablePrefix) {
   uint32_t sent = 0;
   uint32_t acknowledged = 0;
   uint32_t longest = 0;
+  bool any_unasked = false;
   for (int round = 0; round < kRounds; ++round) {
-    const auto said = RunWriter(path, static_cast<int>(20 + random() % 150));
+    const auto said = RunWriter(GetParam(), path, static_cast<int>(20 + random() % 150));
     if (said.contains(Event::kSent)) sent = std::max(sent, said.at(Event::kSent));
     if (said.contains(Event::kFlushed)) acknowledged = said.at(Event::kFlushed);
-    auto store = BlockStore::Open(Options(path));
+    auto store = BlockStore::Open(Options(path, GetParam().durability));
     ASSERT_OK(store);
     const std::vector<Manifest> recovered = (*store)->TakeRecovered();
     if (recovered.empty()) {
@@ -159,6 +171,11 @@ TEST(StoreCrash, ServesExactlyADurablePrefix) {
       longest = std::max(longest, served);
       EXPECT_GE(served, acknowledged);
       EXPECT_LE(served, sent);
+      // Without write-behind, blocks of a flush that was begun at most.
+      if (GetParam().durability == Durability::kNone) {
+        EXPECT_LE(served, acknowledged + kFlushedBlocks);
+      }
+      any_unasked = any_unasked || served > acknowledged;
       // The newest blocks, and of the older ones, which earlier rounds read, a few.
       for (uint32_t block = 0; block < served; ++block) {
         if (block + 100 < served && random() % 64 != 0) continue;
@@ -170,15 +187,24 @@ TEST(StoreCrash, ServesExactlyADurablePrefix) {
     }
   }
   EXPECT_GT(longest, 0u) << "no round got anywhere";
+  if (GetParam().durability != Durability::kNone) {
+    EXPECT_TRUE(any_unasked) << "nothing was written behind";
+  }
 }
+
+INSTANTIATE_TEST_SUITE_P(Modes, StoreCrash, ::testing::ValuesIn(kModes),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace terrace::kvstore
 
 int main(int argc, char** argv) {
   const std::string flag = terrace::kvstore::kChildFlag;
-  if (argc == 2 && std::string(argv[1]).starts_with(flag)) {
-    return terrace::kvstore::WriteUntilKilled(std::string(argv[1]).substr(flag.size()));
+  for (const terrace::kvstore::Mode& mode : terrace::kvstore::kModes) {
+    const std::string start = flag + mode.name + ":";
+    if (argc != 2 || !std::string(argv[1]).starts_with(start)) continue;
+    return terrace::kvstore::WriteUntilKilled(std::string(argv[1]).substr(start.size()),
+                                              mode.durability);
   }
   ::testing::InitGoogleMock(&argc, argv);
   return RUN_ALL_TESTS();
