@@ -90,24 +90,24 @@ void EngineSim::Operate() {
       &EngineSim::Fork,   &EngineSim::Truncate, &EngineSim::Flush,  &EngineSim::Flush,
       &EngineSim::Resume, &EngineSim::Append,   &EngineSim::Append, &EngineSim::Append,
       &EngineSim::Append, &EngineSim::Step,     &EngineSim::Step,   &EngineSim::Step,
-      &EngineSim::Read,   &EngineSim::ReadLate, &EngineSim::Repeat,
+      &EngineSim::Read,   &EngineSim::ReadLate, &EngineSim::Repeat, &EngineSim::Park,
   };
-  switch (const int64_t verb = Pick(0, 22)) {
-    case 15:
-      return Create();
+  switch (const int64_t verb = Pick(0, 23)) {
     case 16:
-      return Delete(AnyEntry());
+      return Create();
     case 17:
-      return OpenOnPrefix();
+      return Delete(AnyEntry());
     case 18:
-      return LookUp();
+      return OpenOnPrefix();
     case 19:
-      return CheckLease();
+      return LookUp();
     case 20:
-      return Pass();
+      return CheckLease();
     case 21:
-      return Break();
+      return Pass();
     case 22:
+      return Break();
+    case 23:
       return Heal();
     default:
       return (this->*kVerbs[verb])(Any());
@@ -266,6 +266,19 @@ void EngineSim::Flush(Sequence& s) {
     return;
   }
   EXPECT_EQ(info->durable_length, s.length());
+  s.written = s.length();
+  Wrote();
+  Synced();
+}
+
+void EngineSim::Park(Sequence& s) {
+  Note(s, "park", 0);
+  const absl::StatusOr<engine::ParkReport> report = engine_->Park(Patient(), s.info.handle);
+  if (!report.ok()) {
+    EXPECT_TRUE(Excused(report.status())) << report.status();
+    return;
+  }
+  EXPECT_EQ(report->info.durable_length, s.length());
   s.written = s.length();
   Wrote();
   Synced();
@@ -447,13 +460,22 @@ void EngineSim::Heal() {
   disk_.Heal();
   history_.push_back("heal");
   const absl::Time end = absl::Now() + absl::Seconds(30);
+  std::string handle;
   absl::Status status;
   do {
-    const absl::StatusOr<SequenceInfo> info = engine_->Create(Patient(), Spec(geometry_));
-    status = info.ok() ? engine_->Delete(Patient(), info->handle) : info.status();
-    births_in_doubt_ = births_in_doubt_ || (!status.ok() && MayStand());
-    if (status.ok()) deleted_since_sync_.insert(info->handle);
-    if (disk_.dead() || flipped_) return;
+    if (handle.empty()) {
+      const absl::StatusOr<SequenceInfo> info = engine_->Create(Patient(), Spec(geometry_));
+      status = info.status();
+      if (info.ok()) handle = info->handle;
+    }
+    if (!handle.empty()) status = engine_->Delete(Patient(), handle);
+    if (status.ok()) {
+      Wrote();
+      deleted_since_sync_.insert(handle);
+    } else if (disk_.dead() || flipped_) {
+      births_in_doubt_ = true;
+      return;
+    }
   } while (!status.ok() && absl::Now() < end);
   EXPECT_OK(status);
 }

@@ -112,6 +112,7 @@ class EngineSim {
   void Truncate(Sequence& s);
   void Delete(Entry entry);
   void Flush(Sequence& s);
+  void Park(Sequence& s);
   // Something was written: what was refused before is not there any more.
   void Wrote();
   void Synced();

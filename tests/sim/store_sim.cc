@@ -44,7 +44,7 @@ void StoreSim::Run() {
       {12, &StoreSim::ReadRows},   {6, &StoreSim::ReadStripes}, {1, &StoreSim::ReadLate},
       {4, &StoreSim::ReleasePins}, {6, &StoreSim::Fork},        {5, &StoreSim::Truncate},
       {4, &StoreSim::Delete},      {8, &StoreSim::Flush},       {2, &StoreSim::DropTail},
-      {4, &StoreSim::Break},       {3, &StoreSim::Heal},
+      {3, &StoreSim::Park},        {4, &StoreSim::Break},       {3, &StoreSim::Heal},
   };
   uint32_t sum = 0;
   for (const auto& [weight, verb] : verbs) sum += weight;
@@ -384,6 +384,14 @@ void StoreSim::Flush() {
   if (tail_rows.empty()) return;
   segment.tails = tails;
   segment.tails_are_known = true;
+}
+
+// Out of memory, and perhaps in use again: nothing changes.
+void StoreSim::Park() {
+  std::string name;
+  if (Pick(&name) == nullptr) return;
+  EXPECT_OK(store_->Park(name));
+  if (Draw(2) == 0) store_->Unpark(name);
 }
 
 // Fills some open rows where all heads of the layer are equally long.

@@ -82,6 +82,7 @@ class StoreSim {
   void Truncate();
   void Delete();
   void Flush();
+  void Park();
   SegmentModel::Tail WriteTail(const SegmentModel& segment, uint16_t layer);
   void DropTail();
   void Break();
