@@ -118,8 +118,10 @@ void RemoteEngine::Send(const engine::Caller& caller, int layer,
     }
     batch.held.assign(batch.items.size(), nullptr);
   }
-  batch.refused = batch.shard->Fits("step", message.ByteSizeLong());
-  if (!batch.refused.ok()) return;
+  if (absl::Status fits = batch.shard->Fits("step", message.ByteSizeLong()); !fits.ok()) {
+    batch.refused = fits;
+    return;
+  }
   batch.sent = absl::Now();
   batch.pending = batch.shard->steps().Start(std::move(message), options.deadline,
                                              options.row_deadline, std::move(batch.slot));
