@@ -269,7 +269,7 @@ TEST_F(RemoteEngineTest, ADrainingStoreAnswersWhatItReadAndThenIsUnavailable) {
   const Step step = ReadStep(info, kSeed, 0, 99, 1, Sparq(4, 10));
   const StepResult before = RunOne(remote_, 0, step);
   ASSERT_OK(before.status);
-  store_.server->drain().Start();
+  store_.server->StartDrain();
   // What is sent before the goodbye arrives may still be read, and is then answered in full.
   StepResult after;
   const absl::Time end = Soon();
