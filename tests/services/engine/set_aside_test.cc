@@ -155,7 +155,9 @@ TEST_F(SetAsideTest, WhatAStartHadNoRoomForIsNotLost) {
       EXPECT_TRUE(info.ok() || absl::IsResourceExhausted(info.status())) << info.status();
       if (!info.ok()) late.push_back(sequence);
     }
-    ASSERT_EQ(late.size(), aside);
+    // What a start wrote may have left memory since then.
+    ASSERT_LE(late.size(), aside);
+    ASSERT_FALSE(late.empty());
     // All others make room for one.
     for (const SequenceInfo& sequence : uneven) {
       if (sequence.handle == late[0].handle) continue;

@@ -41,12 +41,13 @@ class LimitsService final : public v1::AttentionService::CallbackService {
 
 class ServerTest : public ::testing::Test {
  protected:
+  // Before there are threads, those of the executor too: only Serve is to see SIGTERM.
+  static void SetUpTestSuite() { runtime::InitProcess("off"); }
+
   ServerTest() {
     flags_.listen =
         "unix:" + ::testing::TempDir() + "terrace-server-test-" + std::to_string(::getpid());
     flags_.drain_timeout = absl::Seconds(1);
-    // Before there are threads: only Serve is to see SIGTERM.
-    runtime::InitProcess("off");
   }
   ~ServerTest() override {
     if (serving_.joinable()) serving_.join();
