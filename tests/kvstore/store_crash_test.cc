@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <iostream>
 #include <map>
@@ -27,6 +28,7 @@ namespace terrace::kvstore {
 namespace {
 
 constexpr int kRounds = 20;
+// Then the round, a comma, and the folder.
 constexpr const char* kChildFlag = "--write-until-killed=";
 
 StoreOptions Options(const std::string& path) {
@@ -55,8 +57,11 @@ int GiveUp(const absl::Status& status) {
   return 2;
 }
 
-// Goes on with the sequence in the folder, or begins it.
-int WriteUntilKilled(const std::string& path) {
+// Goes on with the sequence in the folder, or begins it. Bytes of blocks are those of the round.
+int WriteUntilKilled(const std::string& argument) {
+  const size_t comma = argument.find(',');
+  const auto round = static_cast<uint32_t>(std::stoul(argument));
+  const std::string path = argument.substr(comma + 1);
   auto store = BlockStore::Open(Options(path));
   if (!store.ok()) return GiveUp(store.status());
   const std::vector<Manifest> recovered = (*store)->TakeRecovered();
@@ -84,7 +89,7 @@ int WriteUntilKilled(const std::string& path) {
     Say(Event::kSent, end + 1);
     for (uint16_t layer = 0; layer < 2; ++layer) {
       for (uint16_t head = 0; head < 2; ++head) {
-        const absl::Status status = AppendBlock(**store, *segment, layer, head, end);
+        const absl::Status status = AppendBlock(**store, *segment, layer, head, end, round);
         if (!status.ok()) return GiveUp(status);
       }
     }
@@ -97,14 +102,14 @@ int WriteUntilKilled(const std::string& path) {
 }
 
 // Runs the writer until it is killed after `patience_ms`; returns the last of each event.
-std::map<Event, uint32_t> RunWriter(const std::string& path, int patience_ms) {
+std::map<Event, uint32_t> RunWriter(const std::string& path, int round, int patience_ms) {
   int ends[2];
   EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
   std::string self = "/proc/self/exe";
-  std::string flag = kChildFlag + path;
+  std::string flag = kChildFlag + std::to_string(round) + "," + path;
   char* arguments[] = {self.data(), flag.data(), nullptr};
   pid_t child = 0;
   EXPECT_EQ(posix_spawn(&child, self.c_str(), &actions, nullptr, arguments, environ), 0);
@@ -141,9 +146,10 @@ TEST(StoreCrash, ServesExactlyADurablePrefix) {
   const std::string path = folder.path() + "/disk";
   uint32_t sent = 0;
   uint32_t acknowledged = 0;
-  uint32_t longest = 0;
+  // By layer and block, the round that wrote what is on disk.
+  std::array<std::vector<uint32_t>, 2> rounds;
   for (int round = 0; round < kRounds; ++round) {
-    const auto said = RunWriter(path, static_cast<int>(20 + random() % 150));
+    const auto said = RunWriter(path, round, static_cast<int>(20 + random() % 150));
     if (said.contains(Event::kSent)) sent = std::max(sent, said.at(Event::kSent));
     if (said.contains(Event::kFlushed)) acknowledged = said.at(Event::kFlushed);
     auto store = BlockStore::Open(Options(path));
@@ -156,20 +162,23 @@ TEST(StoreCrash, ServesExactlyADurablePrefix) {
     Segment& segment = *recovered[0].ranges[0].segment;
     for (uint16_t layer = 0; layer < 2; ++layer) {
       const uint32_t served = (*store)->Durable(segment, layer).end_block;
-      longest = std::max(longest, served);
       EXPECT_GE(served, acknowledged);
+      // What was served once stays, with the bytes that it had.
+      ASSERT_GE(served, rounds[layer].size());
+      rounds[layer].resize(served, static_cast<uint32_t>(round));
       EXPECT_LE(served, sent);
       // The newest blocks, and of the older ones, which earlier rounds read, a few.
       for (uint32_t block = 0; block < served; ++block) {
         if (block + 100 < served && random() % 64 != 0) continue;
         for (uint16_t head = 0; head < 2; ++head) {
           ASSERT_EQ((*store)->SealedEnd(segment, layer, head), served);
-          ASSERT_OK(CheckBlock(**store, segment, layer, head, block)) << block;
+          ASSERT_OK(CheckBlock(**store, segment, layer, head, block, rounds[layer][block]))
+              << block;
         }
       }
     }
   }
-  EXPECT_GT(longest, 0u) << "no round got anywhere";
+  EXPECT_FALSE(rounds[0].empty()) << "no round got anywhere";
 }
 
 }  // namespace
