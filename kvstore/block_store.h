@@ -254,12 +254,15 @@ class BlockStore {
   // Stripes; as PinRows. Cells of a stripe are its sealed blocks.
   virtual Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) = 0;
 
-  // Waits until all blocks sealed so far are on disk, writes the given rows of open blocks, and
-  // syncs. tail_rows: rows of the open block of each layer, [layers]; empty leaves what is on disk
-  // of open blocks as it is (a segment that somebody else writes).
-  // FailedPrecondition without a disk; ResourceExhausted at the disk budget, when there is no
-  // garbage to make room of or that took until `deadline`; Unavailable when writes fail;
-  // DeadlineExceeded.
+  // Waits until all blocks sealed so far are on disk, and has them written if nobody does.
+  // FailedPrecondition without a disk, or when the segment is freed; DeadlineExceeded; the error of
+  // a write that failed meanwhile.
+  virtual absl::Status AwaitDurable(Segment& segment, absl::Time deadline) = 0;
+  // As AwaitDurable, then writes the given rows of open blocks, and syncs. tail_rows: rows of the
+  // open block of each layer, [layers]; empty leaves what is on disk of open blocks as it is (a
+  // segment that somebody else writes). FailedPrecondition without a disk; ResourceExhausted at the
+  // disk budget, when there is no garbage to make room of or that took until `deadline`;
+  // Unavailable when writes fail; DeadlineExceeded.
   virtual absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                              absl::Time deadline) = 0;
   // What a crash would leave, per layer.

@@ -345,16 +345,18 @@ Pins BlockStoreImpl::PinStripes(absl::Span<const ReadRequest> requests, absl::Ti
   return pins;
 }
 
+absl::Status BlockStoreImpl::AwaitDurable(Segment& segment, absl::Time deadline) {
+  if (core_.disk == nullptr) return absl::FailedPreconditionError("the store has no disk");
+  MutexLock lock(core_.mu);
+  return writer_->WriteSealed(segment, deadline);
+}
+
 absl::Status BlockStoreImpl::Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                                    absl::Time deadline) {
-  if (core_.disk == nullptr) return absl::FailedPreconditionError("the store has no disk");
   if (!tail_rows.empty()) {
     if (absl::Status status = CheckTail(segment, tail_rows); !status.ok()) return status;
   }
-  {
-    MutexLock lock(core_.mu);
-    if (absl::Status status = writer_->WriteSealed(segment, deadline); !status.ok()) return status;
-  }
+  if (absl::Status status = AwaitDurable(segment, deadline); !status.ok()) return status;
   if (!tail_rows.empty()) {
     return WithRoom(deadline, [&] {
       return tails_.Write(segment, tail_rows, TailLog::Purpose::kFlush, deadline);

@@ -67,6 +67,7 @@ class BlockStoreImpl final : public BlockStore {
     reader_.ReadAhead(requests, deadline);
   }
   Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) override;
+  absl::Status AwaitDurable(Segment& segment, absl::Time deadline) override;
   absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                      absl::Time deadline) override;
   DurableExtent Durable(const Segment& segment, uint16_t layer) const override;

@@ -32,8 +32,12 @@ void Demoter::Run() {
     }
     bool evicting = true;
     while (evicting && !stopping_) {
-      for (int i = 0; i < kBatchRounds && evicting; ++i) evicting = core_.host.Demote();
-      core_.room.NotifyAll();
+      bool evicted = false;
+      for (int i = 0; i < kBatchRounds && evicting; ++i) {
+        evicting = core_.host.Demote();
+        evicted = evicted || evicting;
+      }
+      if (evicted) core_.room.NotifyAll();
       core_.mu.Unlock();
       core_.mu.Lock();
     }

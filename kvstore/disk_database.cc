@@ -39,6 +39,25 @@ bool SupportsDirectReads(const std::string& folder) {
   return fd >= 0;
 }
 
+// FailedPrecondition when there are files of somebody else, and no database. One that was being
+// created when the process died has files but no CURRENT.
+absl::Status CheckFolder(const std::string& folder) {
+  std::error_code error;
+  if (std::filesystem::exists(folder + "/CURRENT", error)) return absl::OkStatus();
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename();
+    const bool is_ours = name == "LOCK" || name == "IDENTITY" || name.starts_with("LOG") ||
+                         name.starts_with("MANIFEST-") || name.starts_with("OPTIONS-") ||
+                         name.ends_with(".dbtmp") || name.ends_with("-probe");
+    // A volume of its own has that one.
+    if (is_ours || name == "lost+found") continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(folder, " holds ", name, ", which is not of this store"));
+  }
+  if (error) return absl::UnavailableError(absl::StrCat(folder, ": ", error.message()));
+  return absl::OkStatus();
+}
+
 // Whether the folder takes a file of the size that opening a database may write.
 bool TakesWrites(rocksdb::Env& env, const std::string& folder) {
   const std::string probe = folder + "/write-probe";
@@ -129,6 +148,7 @@ absl::StatusOr<std::unique_ptr<DiskDatabase>> DiskDatabase::Open(const std::stri
   std::error_code error;
   std::filesystem::create_directories(path, error);
   if (error) return absl::UnavailableError(absl::StrCat(path, ": ", error.message()));
+  if (absl::Status status = CheckFolder(path); !status.ok()) return status;
   std::unique_ptr<rocksdb::Env> files = NewDiskEnv(env);
   const rocksdb::Options options =
       MakeOptions(bytes, direct_reads && SupportsDirectReads(path), files.get());

@@ -54,8 +54,8 @@ class ExtentPool {
   // since what lies together was often taken together; at most out.size(), and each once. Takes the
   // slots it looked at off `visits`, and stops at 0.
   size_t Sample(size_t bytes, ExtentKind kind, size_t* visits, absl::Span<ExtentRef> out);
-  // Slabs that serve a class of that kind other than `bytes`, in clock order; at most `count`, and
-  // each once. Takes the slabs it looked at off `visits`, and stops at 0.
+  // Slabs that serve a class of that kind other than `bytes` (0: any), in clock order; at most
+  // `count`, and each once. Takes the slabs it looked at off `visits`, and stops at 0.
   std::vector<uint32_t> SampleSlabs(ExtentKind kind, size_t bytes, size_t count, size_t* visits);
   // Owners of all extents of a slab.
   std::vector<ExtentRef> Owners(uint32_t slab) const;

@@ -68,6 +68,11 @@ uint64_t KnownCells(const ReadRequest& request, ExtentKind kind, ExtentRef* ref)
   return end <= start ? 0 : CellRange(std::max(start, segment.first_block) - start, end - start);
 }
 
+// Whether nobody refers any more to what was read.
+bool IsFreed(const Segment& segment, const CellRead& read) {
+  return segment.dead || read.block.block >= segment.trim_end;
+}
+
 }  // namespace
 
 std::shared_ptr<Scratch> Scratch::Create(size_t bytes, uint64_t limit,
@@ -290,7 +295,9 @@ void ExtentReader::Publish(Batch& batch, size_t read) {
   const uint64_t cell = uint64_t{1} << batch.cells[read];
   Extent& extent = ref.segment->ExtentAt(ref.lane, ref.kind, ref.index);
   core_.disk_stats.read_bytes += done.stored_bytes;
-  if (done.outcome == CellRead::Outcome::kCorrupt) {
+  if (done.outcome == CellRead::Outcome::kCorrupt && IsFreed(*ref.segment, done)) {
+    // Deleted while it was read.
+  } else if (done.outcome == CellRead::Outcome::kCorrupt) {
     // Keeps I1: never read again, never served.
     if ((extent.bad & cell) == 0) ++core_.disk_stats.quarantined_cells;
     extent.bad |= cell;
@@ -362,7 +369,9 @@ void ExtentReader::Collect(Call& call, const Batch& batch) {
         result.from_disk |= cell;
         break;
       case CellRead::Outcome::kCorrupt:
-        Miss(result, cell, absl::DataLossError(reason()));
+        Miss(result, cell,
+             IsFreed(*batch.targets[i].ref.segment, read) ? absl::NotFoundError(reason())
+                                                          : absl::DataLossError(reason()));
         break;
       case CellRead::Outcome::kFailed:
         Miss(result, cell, absl::UnavailableError(reason()));

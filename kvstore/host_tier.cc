@@ -62,7 +62,7 @@ bool HostTier::Take(const ExtentRef& ref, Demand demand) {
   ABSL_RAW_CHECK(extent.data == nullptr, "extent is in memory already");
   extent.data = data;
   RankingOf(ref.kind).Insert(extent.standing);
-  ++extent_count_;
+  ++CountOf(ref).extents;
   if (ref.kind == ExtentKind::kRows) {
     ++stats_.admitted_blocks;
     ++stats_.resident_blocks;
@@ -126,6 +126,7 @@ void HostTier::Recount(const ExtentRef& ref) {
                     (extent.pins > 0 || ref.segment->Dirty(ref.lane, ref.kind, ref.index));
   if (held == extent.held) return;
   extent.held = held;
+  CountOf(ref).held += held ? 1 : -1;
   const uint64_t bytes = ExtentPool::RoundUp(ref.segment->ExtentBytes(ref.kind));
   stats_.pinned_bytes += held ? bytes : -bytes;
 }
@@ -149,6 +150,7 @@ bool HostTier::Worth(const Search& search, const Standing& victim) const {
 }
 
 bool HostTier::EvictFrom(size_t bytes, ExtentKind kind, const Search& search) {
+  if (!HasEvictable(kind)) return false;
   std::array<ExtentRef, kSampleCount> refs;
   const bool is_read = search.newcomer != nullptr;
   const size_t sample_count = is_read ? kReadSampleCount : kSampleCount;
@@ -178,14 +180,17 @@ bool HostTier::EvictFrom(size_t bytes, ExtentKind kind, const Search& search) {
 }
 
 bool HostTier::EvictSlab(size_t bytes, ExtentKind kind, ExtentKind taker, Search search) {
-  if (kind != taker && !pool_->MayTakeSlab(taker)) return false;
+  if (!HasEvictable(kind) || (kind != taker && !pool_->MayTakeSlab(taker))) return false;
+  // Slabs of the taker's own class have been looked at.
+  const size_t other_than = kind == taker ? bytes : 0;
   ExtentRanking& ranking = RankingOf(kind);
   search.visits = std::min(search.visits, pool_->slab_count());
   while (search.visits > 0) {
     std::vector<uint32_t> candidates;
     // A slab is as worthy as the best of its extents.
     std::vector<const Standing*> best;
-    for (const uint32_t slab : pool_->SampleSlabs(kind, bytes, kSlabSampleCount, &search.visits)) {
+    for (const uint32_t slab :
+         pool_->SampleSlabs(kind, other_than, kSlabSampleCount, &search.visits)) {
       const std::vector<ExtentRef> owners = pool_->Owners(slab);
       const bool may_leave = std::all_of(owners.begin(), owners.end(), [&](const ExtentRef& ref) {
         return Evictable(ref) && Worth(search, At(ref).standing);
@@ -278,7 +283,7 @@ void HostTier::Drop(const ExtentRef& ref, Departure departure) {
   SetValid(ref, 0);
   departure == Departure::kEvicted ? RankingOf(ref.kind).Evict(extent.standing)
                                    : RankingOf(ref.kind).Forget(extent.standing);
-  --extent_count_;
+  --CountOf(ref).extents;
   Recount(ref);
   if (ref.kind == ExtentKind::kStripe) {
     stats_.index_bytes -= bytes;

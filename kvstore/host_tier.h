@@ -13,6 +13,8 @@
 #ifndef TERRACE_KVSTORE_HOST_TIER_H_
 #define TERRACE_KVSTORE_HOST_TIER_H_
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -90,6 +92,11 @@ class HostTier {
   };
 
   bool Evictable(const ExtentRef& ref) const;
+  // Whether any of that kind is: who looks for one in vain looks at all of them.
+  bool HasEvictable(ExtentKind kind) const {
+    const KindCount& count = counts_[static_cast<size_t>(kind)];
+    return can_evict_ && count.held < count.extents;
+  }
   ExtentRanking& RankingOf(ExtentKind kind) {
     return kind == ExtentKind::kRows ? rows_ranking_ : stripes_ranking_;
   }
@@ -104,7 +111,7 @@ class HostTier {
   bool EvictSlab(size_t bytes, ExtentKind kind, ExtentKind taker, Search search);
   bool MakeRoom(const ExtentRef& ref, Demand demand);
   // What has not been touched while each extent could have been several times.
-  uint64_t idle_age() const { return kIdleTouches * extent_count_; }
+  uint64_t idle_age() const { return kIdleTouches * (counts_[0].extents + counts_[1].extents); }
   enum class Departure { kEvicted, kDeleted };
   void Drop(const ExtentRef& ref, Departure departure);
 
@@ -119,7 +126,13 @@ class HostTier {
   HeatClock clock_;
   ExtentRanking rows_ranking_;
   ExtentRanking stripes_ranking_;
-  uint64_t extent_count_ = 0;
+  // In memory, and those that count as held.
+  struct KindCount {
+    uint64_t extents = 0;
+    uint64_t held = 0;
+  };
+  KindCount& CountOf(const ExtentRef& ref) { return counts_[static_cast<size_t>(ref.kind)]; }
+  std::array<KindCount, 2> counts_;
   // Rows that were asked for last.
   size_t rows_bytes_ = 0;
   TierStats stats_;

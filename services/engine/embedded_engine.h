@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -184,6 +185,8 @@ class EmbeddedEngine final : public KvEngine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The first after a handle, of one tenant or of all; null at the end.
   std::shared_ptr<Sequence> NextSequence(absl::string_view tenant, absl::string_view after) const;
+  // The same of those that are set aside.
+  std::optional<SequenceSummary> NextAside(absl::string_view tenant, absl::string_view after) const;
   std::shared_ptr<Sequence> NewSequence(const SequenceLayout& layout, const SequenceRecord& record);
   // Makes a sequence that is complete known, on disk too. The caller holds its gate.
   absl::StatusOr<SequenceInfo> Publish(const std::shared_ptr<Sequence>& sequence,
@@ -245,8 +248,9 @@ class EmbeddedEngine final : public KvEngine {
   std::vector<std::shared_ptr<Sequence>> AllSequences() const;
   void RunSweeps();
   void SweepSoon();
-  absl::Status CheckAnswer(const Sequence& sequence, const StepRequest& request, int64_t queries,
-                           const StepOptions& options, PartForm form) const;
+  // Of queries of which the last sees `visible` rows.
+  absl::Status CheckAnswer(const Sequence& sequence, const StepRequest& request, int64_t visible,
+                           int64_t queries, const StepOptions& options, PartForm form) const;
   // The step behind its checks: appends, then reads. The caller holds the gate.
   absl::Status RunLocked(Sequence& sequence, int layer, const StepRequest& request,
                          const StepTensors& tensors, const StepOptions& options, PartForm form,
@@ -257,6 +261,8 @@ class EmbeddedEngine final : public KvEngine {
   // The same when the caller holds the writer too.
   absl::Status RestoreTailLocked(Sequence& sequence, int layer, int64_t end, absl::Time deadline);
   SequenceSummary Summarize(Sequence& sequence, std::vector<LayerResidency>* layers);
+  // What is known without its gate.
+  static SequenceSummary SummarizeBusy(const Sequence& sequence);
 
   const EmbeddedOptions options_;
   std::unique_ptr<kvstore::BlockStore> store_;

@@ -30,8 +30,9 @@ absl::Status EmbeddedEngine::FlushLocked(Sequence& sequence, absl::Time deadline
       tail_rows.push_back(static_cast<uint32_t>(length % sequence.block_tokens()));
     }
   }
+  // The flush of the last syncs for all.
   for (size_t i = 0; i + 1 < sequence.ranges.size(); ++i) {
-    absl::Status status = store_->Flush(*sequence.ranges[i].segment, {}, deadline);
+    absl::Status status = store_->AwaitDurable(*sequence.ranges[i].segment, deadline);
     if (!status.ok()) return status;
   }
   if (absl::Status status = store_->Flush(sequence.open_segment(), tail_rows, deadline);

@@ -141,7 +141,11 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest,
   // not: rows below them are served. But not while those rows lie in a segment that another
   // sequence may go on writing.
   if (absl::IsDataLoss(status) && !gap) status = absl::OkStatus();
-  if (!status.ok()) return status;
+  if (!status.ok()) {
+    // The room that it has taken is for others.
+    store_->Park(manifest.name).status().IgnoreError();
+    return status;
+  }
   // A retained one of which nothing is left.
   if (sequence->ranges.empty()) return absl::OkStatus();
   {

@@ -1,11 +1,20 @@
 // What an EmbeddedEngine tells people: tiers, sequences, residency.
+#include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "services/engine/embedded_engine.h"
 #include "services/engine/error.h"
+#include "services/engine/sequence_record.h"
 
 namespace terrace::engine {
+namespace {
+
+// How long a list waits for one sequence.
+constexpr absl::Duration kListPatience = absl::Milliseconds(100);
+
+}  // namespace
 
 absl::StatusOr<std::vector<TierReport>> EmbeddedEngine::ListTiers(const Listing& /*listing*/) {
   std::vector<TierReport> tiers;
@@ -44,6 +53,16 @@ SequenceSummary EmbeddedEngine::Summarize(Sequence& sequence, std::vector<LayerR
   return summary;
 }
 
+SequenceSummary EmbeddedEngine::SummarizeBusy(const Sequence& sequence) {
+  return {.handle = sequence.handle,
+          .tenant = sequence.tenant,
+          .model_fingerprint = sequence.spec.model_fingerprint,
+          .length = sequence.length(),
+          .created = sequence.created,
+          .last_used = absl::FromUnixMicros(sequence.last_used_us),
+          .problem = "busy: nobody else may look at it now"};
+}
+
 std::shared_ptr<Sequence> EmbeddedEngine::NextSequence(absl::string_view tenant,
                                                        absl::string_view after) const {
   const kvstore::MutexLock lock(mu_);
@@ -54,6 +73,28 @@ std::shared_ptr<Sequence> EmbeddedEngine::NextSequence(absl::string_view tenant,
   return nullptr;
 }
 
+std::optional<SequenceSummary> EmbeddedEngine::NextAside(absl::string_view tenant,
+                                                         absl::string_view after) const {
+  const kvstore::MutexLock lock(mu_);
+  for (auto it = set_aside_.upper_bound(after); it != set_aside_.end(); ++it) {
+    const SetAside& aside = it->second;
+    if (aside.retained || (!tenant.empty() && aside.tenant != tenant)) continue;
+    SequenceSummary summary = {.handle = it->first,
+                               .tenant = aside.tenant,
+                               .model_fingerprint = {},
+                               .created = absl::UnixEpoch(),
+                               .last_used = absl::UnixEpoch(),
+                               .problem = aside.why.ToString()};
+    const absl::StatusOr<SequenceRecord> record = DecodeRecord(aside.manifest.attributes);
+    if (record.ok()) {
+      summary.model_fingerprint = record->spec.model_fingerprint;
+      summary.created = summary.last_used = record->created;
+    }
+    return summary;
+  }
+  return std::nullopt;
+}
+
 absl::StatusOr<std::vector<SequenceSummary>> EmbeddedEngine::ListSequences(absl::string_view tenant,
                                                                            absl::string_view after,
                                                                            int limit,
@@ -62,12 +103,22 @@ absl::StatusOr<std::vector<SequenceSummary>> EmbeddedEngine::ListSequences(absl:
   std::string last(after);
   while (static_cast<int>(summaries.size()) < limit) {
     const std::shared_ptr<Sequence> sequence = NextSequence(tenant, last);
+    std::optional<SequenceSummary> aside = NextAside(tenant, last);
+    if (aside.has_value() && (sequence == nullptr || aside->handle < sequence->handle)) {
+      last = aside->handle;
+      summaries.push_back(*std::move(aside));
+      continue;
+    }
     if (sequence == nullptr) break;
     last = sequence->handle;
-    const SharedHold gate(sequence->gate, listing.deadline);
-    if (!gate.held()) return NotBegun("list of sequences");
-    // One that is closed meanwhile makes no page short: a short page is the last.
-    if (!sequence->closed) summaries.push_back(Summarize(*sequence, nullptr));
+    const SharedHold gate(sequence->gate, std::min(listing.deadline, absl::Now() + kListPatience));
+    if (!gate.held()) {
+      if (absl::Now() >= listing.deadline) return NotBegun("list of sequences");
+      summaries.push_back(SummarizeBusy(*sequence));
+    } else if (!sequence->closed) {
+      // One that is closed meanwhile makes no page short: a short page is the last.
+      summaries.push_back(Summarize(*sequence, nullptr));
+    }
   }
   return summaries;
 }
@@ -78,7 +129,11 @@ absl::StatusOr<SequenceDescription> EmbeddedEngine::Describe(absl::string_view h
   {
     const kvstore::MutexLock lock(mu_);
     const auto found = sequences_.find(handle);
-    if (found == sequences_.end()) return SequenceNotFound(handle);
+    if (found == sequences_.end()) {
+      const auto aside = set_aside_.find(handle);
+      return aside == set_aside_.end() || aside->second.retained ? SequenceNotFound(handle)
+                                                                 : aside->second.why;
+    }
     sequence = found->second;
   }
   const SharedHold gate(sequence->gate, deadline);

@@ -17,8 +17,14 @@ absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, const Writing& wri
   if (writing.writer_epoch != sequence.epoch) {
     return EpochStale(writing.writer_epoch, sequence.epoch);
   }
+  const int64_t length_before = sequence.layer_length[rows.layer];
+  if (rows.position > length_before) return PositionGap(rows.layer, rows.position, length_before);
   const int64_t tokens_max = options_.limits.max_sequence_tokens;
-  if (rows.position < 0 || rows.position > tokens_max - rows.rows) {
+  if (rows.position < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("position: got ", rows.position, ", expected 0 or more"));
+  }
+  if (rows.position > tokens_max - rows.rows) {
     // It stays too long however often it is tried.
     return WithDetail(absl::ResourceExhaustedError(absl::StrCat(
                           "position: got ", rows.position, " with ", rows.rows,
@@ -32,7 +38,6 @@ absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, const Writing& wri
   }
   // Before the rows: the last of them may complete a block, and the hash says how it came about.
   if (writing.sparse) MarkSparse(sequence, rows.position, rows.rows);
-  const int64_t length_before = sequence.layer_length[rows.layer];
   const absl::Status status = Appender(*store_, *pool_, sequence).Append(rows, deadline);
   Writing taken = writing;
   // Rows that stand may be others than those that were refused, and so may their tokens be.
@@ -143,9 +148,8 @@ StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequ
 
 // Refuses what would fill the memory before it is found not to fit a message.
 absl::Status EmbeddedEngine::CheckAnswer(const Sequence& sequence, const StepRequest& request,
-                                         int64_t queries, const StepOptions& options,
-                                         PartForm form) const {
-  const int64_t visible = request.position + queries;
+                                         int64_t visible, int64_t queries,
+                                         const StepOptions& options, PartForm form) const {
   const auto* sparq = std::get_if<attention::SparqPolicy>(&request.policy);
   const int64_t rows =
       sparq == nullptr
@@ -167,8 +171,12 @@ absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const Step
                                        PartForm form, const HeldRows& held, StepPart& part) {
   const absl::Time start = absl::Now();
   const bool sparse = std::holds_alternative<attention::SparqPolicy>(request.policy);
-  absl::Status status;
-  if (tensors.appends()) {
+  // Whatever is wrong with the position is found below.
+  const int64_t position =
+      std::clamp<int64_t>(request.position, 0, sequence.layer_length[layer].load());
+  absl::Status status =
+      CheckAnswer(sequence, request, position + tensors.queries, tensors.queries, options, form);
+  if (status.ok() && tensors.appends()) {
     status = AppendLocked(sequence,
                           {.writer_epoch = request.writer_epoch,
                            .token_position = request.position,
@@ -191,10 +199,6 @@ absl::Status EmbeddedEngine::RunLocked(Sequence& sequence, int layer, const Step
   }
   status = RestoreTail(sequence, layer, request.position + tensors.queries, options.deadline);
   if (!status.ok()) return status;
-  if (absl::Status fits = CheckAnswer(sequence, request, tensors.queries, options, form);
-      !fits.ok()) {
-    return fits;
-  }
   part.account.stages.append = absl::Now() - start;
   part.queries = tensors.queries;
   part.generation = sequence.generation;

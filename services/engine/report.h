@@ -33,6 +33,8 @@ struct SequenceSummary {
   bool parked = false;
   absl::Time created;
   absl::Time last_used;
+  // Why it is not served, or not described in full; empty for all others.
+  std::string problem = {};
 };
 
 // Blocks of one layer, all KV heads; a block may be in several tiers.

@@ -156,6 +156,7 @@ void ToProto(const engine::SequenceSummary& summary, v1::SequenceSummary* proto)
   proto->set_parked(summary.parked);
   SetTime(summary.created, proto->mutable_created());
   SetTime(summary.last_used, proto->mutable_last_used());
+  proto->set_problem(summary.problem);
 }
 
 engine::SequenceSummary FromProto(const v1::SequenceSummary& proto) {
@@ -168,7 +169,8 @@ engine::SequenceSummary FromProto(const v1::SequenceSummary& proto) {
           .disk_bytes = proto.disk_bytes(),
           .parked = proto.parked(),
           .created = FromTimestamp(proto.created()),
-          .last_used = FromTimestamp(proto.last_used())};
+          .last_used = FromTimestamp(proto.last_used()),
+          .problem = proto.problem()};
 }
 
 void ToProto(const engine::SequenceDescription& description, v1::DescribeSequenceResponse* proto) {

@@ -25,6 +25,7 @@ void FlushBeforeExit(engine::EmbeddedEngine& engine, const kvstore::StoreOptions
     if (!page.ok() || page->empty()) break;
     after = page->back().handle;
     for (const engine::SequenceSummary& summary : *page) {
+      // One that is set aside has nothing to write.
       if (summary.durable_length == summary.length) continue;
       const absl::StatusOr<engine::SequenceInfo> info =
           engine.Flush({.tenant = summary.tenant, .deadline = deadline}, summary.handle);

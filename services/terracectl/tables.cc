@@ -157,6 +157,7 @@ std::string Moment(bool known, const Timestamp& stamp, const View& view) {
 }
 
 std::string StateText(const v1::SequenceSummary& summary) {
+  if (!summary.problem().empty()) return "problem";
   return summary.parked() ? "parked" : "active";
 }
 
@@ -291,11 +292,17 @@ std::string SequencesTable(const v1::ListSequencesResponse& answer, const View& 
                   FormatBytes(sequence.disk_bytes()),
                   Age(sequence.has_last_used(), sequence.last_used(), view)});
   }
+  std::string problems;
+  for (const v1::SequenceSummary& sequence : answer.sequences()) {
+    if (sequence.problem().empty()) continue;
+    absl::StrAppend(&problems, Printable(sequence.handle()), ": ", Printable(sequence.problem()),
+                    "\n");
+  }
   // Rows that forks share count for each of them, so that the bytes can exceed what tiers hold.
   return absl::StrCat(table.Render(), "\n", FormatCountOf(answer.sequences_size(), "sequence"),
                       ", ", FormatCountOf(tokens, "token"), ", ", FormatBytes(host), " host, ",
                       FormatBytes(disk), " disk", more ? "; there are more (--limit)\n" : "\n",
-                      Missing(answer));
+                      problems, Missing(answer));
 }
 
 std::string SequenceTable(const v1::DescribeSequenceResponse& answer, const View& view) {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -200,6 +201,23 @@ TEST_F(DiskTierTest, FoldersOfOthersAreRefused) {
   });
   EXPECT_THAT(DiskTier::Open(options_),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not of this store")));
+}
+
+TEST_F(DiskTierTest, AFolderWithFilesOfOthersIsRefusedAndLeftAlone) {
+  std::filesystem::create_directories(options_.path + "/lost+found");
+  // Of a database that was being created.
+  std::ofstream(options_.path + "/LOCK");
+  std::ofstream(options_.path + "/MANIFEST-000001");
+  const std::string notes = options_.path + "/notes.txt";
+  std::ofstream(notes) << "notes";
+  EXPECT_THAT(DiskTier::Open(options_),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("notes.txt")));
+  const auto files = std::distance(std::filesystem::directory_iterator(options_.path),
+                                   std::filesystem::directory_iterator());
+  EXPECT_EQ(files, 4);
+  std::filesystem::remove(notes);
+  Open();
+  EXPECT_OK(WriteBlocks(0, 1));
 }
 
 TEST_F(DiskTierTest, SegmentIdsNeverComeBack) {

@@ -145,6 +145,49 @@ TEST_F(StoreFaultTest, ASlowReadMissesItsDeadlineAndServesThoseWhoWait) {
   EXPECT_THAT(store_->HostStats(), IsConserved());
 }
 
+// Nothing is wrong with a disk that does not hold what was deleted.
+TEST_F(StoreFaultTest, WhatIsDeletedWhileItIsReadIsNotCorrupt) {
+  for (const bool whole : {true, false}) {
+    SCOPED_TRACE(whole);
+    std::promise<void> reading;
+    std::promise<void> gate;
+    std::atomic<bool> holds = false;
+    fault_ = [&](DiskOperation operation) {
+      if (operation == DiskOperation::kRead && holds.exchange(false)) {
+        reading.set_value();
+        gate.get_future().wait();
+      }
+      return absl::OkStatus();
+    };
+    const SegmentRef segment = Parked(8);
+    holds = true;
+    absl::Status rows;
+    absl::Status stripe;
+    std::thread reader([&] {
+      const ReadRequest wanted{segment.get(), 0, 0, 5, 0b1111};
+      rows = store_->PinRows({&wanted, 1}, Soon()).extents()[0].status;
+      const ReadRequest pieces{segment.get(), 0, 0, 1, 0b1110};
+      stripe = store_->PinStripes({&pieces, 1}, Soon()).extents()[0].status;
+    });
+    reading.get_future().wait();
+    if (whole) {
+      ASSERT_OK(store_->DeleteManifest("parked", absl::InfiniteFuture()));
+    } else {
+      const SegmentRef next = NewSegment(5);
+      ASSERT_OK(Commit("parked", {{segment, 0, 5}, {next, 5, kOpenEnd}}));
+    }
+    gate.set_value();
+    reader.join();
+    EXPECT_THAT(rows, StatusIs(absl::StatusCode::kNotFound));
+    EXPECT_THAT(stripe, StatusIs(absl::StatusCode::kNotFound));
+    EXPECT_EQ(store_->DiskStats().corrupt_granules, 0u);
+    EXPECT_EQ(store_->DiskStats().error_count, 0u);
+    if (!whole) {
+      ASSERT_OK(store_->DeleteManifest("parked", absl::InfiniteFuture()));
+    }
+  }
+}
+
 TEST_F(StoreFaultTest, ADeadlineThatHasPassedStillServesMemory) {
   const SegmentRef segment = Parked(2);
   const ReadRequest warm{segment.get(), 0, 0, 0, 0b0001};

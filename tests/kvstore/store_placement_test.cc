@@ -185,5 +185,39 @@ TEST_F(StorePlacementTest, ReadingAheadNeverDisplacesWhatIsHotter) {
   }
 }
 
+using SameSizeTest = StoreTest;
+
+// Rows and stripes of one size share no slabs, so that one kind must be able to empty the other's.
+TEST_F(SameSizeTest, AStripeTakesASlabOfRows) {
+  layout_.planes = {{.count = 32, .cell_bytes = 64}};
+  ASSERT_EQ(layout_.stripe_bytes(), layout_.rows_bytes());
+  Open();
+  SegmentRef warm = NewSegment();
+  ASSERT_OK(Commit("warm", {{warm, 0, kOpenEnd}}));
+  ASSERT_OK(AppendBlocks(*store_, *warm, 0, 40));
+  ASSERT_OK(store_->Flush(*warm, {}, Soon()));
+  warm.reset();
+  Open();
+  warm = OnlyRecovered();
+  // Four slabs: open rows and stripes of eight segments fill one each, rows that were read the
+  // rest.
+  std::vector<SegmentRef> open;
+  const auto reserve = [&] {
+    open.push_back(NewSegment());
+    absl::Status status = store_->Reserve(*open.back(), 0, 0, 1, Soon());
+    if (status.ok()) status = store_->Reserve(*open.back(), 1, 0, 1, Soon());
+    return status;
+  };
+  for (int i = 0; i < 8; ++i) ASSERT_OK(reserve()) << i;
+  for (uint32_t block = 0; block < 40; ++block) {
+    for (uint16_t head = 0; head < 2; ++head) {
+      const ReadRequest request{warm.get(), 0, head, block, 0b1111};
+      ASSERT_OK(store_->PinRows({&request, 1}, Soon()).extents()[0].status);
+    }
+  }
+  EXPECT_OK(reserve());
+  EXPECT_THAT(store_->HostStats(), IsConserved());
+}
+
 }  // namespace
 }  // namespace terrace::kvstore

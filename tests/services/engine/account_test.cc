@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "tests/services/engine/counting_store.h"
 #include "tests/services/engine/engine_client.h"
 #include "tests/services/engine/plain_cache.h"
 #include "tests/status_matchers.h"
@@ -139,12 +141,70 @@ TEST_P(AccountTest, BytesAreCountedWhereTheRowsLay) {
   EXPECT_EQ(cold.account.disk.row_bytes, RowBytes(10u * geometry_.kv_heads));
   EXPECT_EQ(cold.account.disk.index_bytes, IndexBytes(192, 5));
   EXPECT_EQ(cold.account.host.index_bytes, 0u);
-  EXPECT_GE(cold.account.disk.physical_bytes, cold.account.disk.row_bytes);
   EXPECT_EQ(warm.account.host.row_bytes, cold.account.disk.row_bytes);
   EXPECT_EQ(warm.account.host.index_bytes, cold.account.disk.index_bytes);
   EXPECT_EQ(warm.account.disk.rows, 0u);
   EXPECT_EQ(warm.account.disk.physical_bytes, 0u);
   EXPECT_EQ(cold.output, warm.output);
+}
+
+// Against a count of the cells that were pinned: logical bytes are those of the rows selected and
+// of the channels of the pieces pinned, physical ones whole cells with their checksums.
+TEST_P(AccountTest, ATierThatCountsAgreesToTheByte) {
+  const TempFolder folder;
+  engine::EmbeddedOptions options = DiskOptions(folder);
+  options.prefetch = false;
+  constexpr int64_t kLength = 330;
+  SequenceInfo info;
+  {
+    const auto engine = OpenEngine(options);
+    info = *engine->Create({}, Spec(geometry_, GetParam().format));
+    ASSERT_OK(AppendSeed(*engine, info, kSeed, 0, kLength));
+    ASSERT_OK(engine->Flush({}, info.handle));
+  }
+  auto store = kvstore::BlockStore::Open(options.store);
+  ASSERT_OK(store);
+  auto counting = std::make_unique<CountingStore>(*std::move(store));
+  CountingStore& count = *counting;
+  const auto engine = engine::EmbeddedEngine::OpenOn(options, std::move(counting));
+  const bool int8 = GetParam().format == IndexFormat::kInt8;
+  const uint64_t channel_bytes = kBlock * (int8 ? 1 : element_) + (int8 ? 4 : 0);
+  uint64_t cells_from_disk = 0;
+  struct Read {
+    int r, k, window;
+  };
+  for (const int64_t visible : {63, 64, 200, 330}) {
+    for (const Read& read : {Read{3, 1, 1}, {5, 10, 4}, {16, 1000, 1}}) {
+      SCOPED_TRACE(::testing::Message() << visible << " rows, r " << read.r << ", k " << read.k);
+      count.Reset();
+      const StepResult result = RunOne(
+          *engine, 0, ReadStep(info, kSeed, 0, visible - 1, 1, Sparq(read.r, read.k, read.window)));
+      ASSERT_OK(result.status);
+      uint64_t rows = 0;
+      for (const auto& selection : result.selections) rows += selection.positions.size();
+      TierRead sum = result.account.host;
+      sum += result.account.disk;
+      const uint64_t tail_bytes = geometry_.kv_heads * uint64_t(visible % kBlock) * element_;
+      EXPECT_EQ(sum.rows, rows);
+      EXPECT_EQ(sum.row_bytes, RowBytes(rows));
+      EXPECT_EQ(sum.index_bytes, read.r * (count.pieces().cells * channel_bytes + tail_bytes));
+      EXPECT_EQ(result.account.disk.physical_bytes,
+                count.rows().bytes_from_disk + count.pieces().bytes_from_disk);
+      cells_from_disk += count.rows().cells_from_disk + count.pieces().cells_from_disk;
+    }
+    count.Reset();
+    const StepResult dense =
+        RunOne(*engine, 1, ReadStep(info, kSeed, 1, visible - 1, 1, attention::DensePolicy()));
+    ASSERT_OK(dense.status);
+    EXPECT_EQ(dense.account.host.row_bytes + dense.account.disk.row_bytes,
+              RowBytes(geometry_.kv_heads * static_cast<uint64_t>(visible)));
+    EXPECT_EQ(dense.account.disk.physical_bytes, count.rows().bytes_from_disk);
+    EXPECT_EQ(count.pieces().cells, 0u);
+  }
+  // Every piece of layer 0 once, and every granule of its sealed rows.
+  const kvstore::BlockLayout block =
+      engine::SequenceLayout::Make(info.spec, kBlock, options.index_tokens).block;
+  EXPECT_EQ(cells_from_disk, kLength / kBlock * geometry_.kv_heads * (1 + block.granules()));
 }
 
 INSTANTIATE_TEST_SUITE_P(

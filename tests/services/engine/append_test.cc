@@ -141,17 +141,20 @@ TEST_F(AppendTest, PositionsBeyondAllBoundsAreRefused) {
   info_ = *engine->Create({}, Spec(SmallGeometry()));
   ASSERT_OK(AppendSeed(*engine, info_, kSeed, 0, 99));
   for (const int64_t position : {std::numeric_limits<int64_t>::max(), int64_t{100}}) {
-    EXPECT_FALSE(Repeat(*engine, kSeed, position, 1).ok()) << position;
+    const absl::Status gap = Repeat(*engine, kSeed, position, 1);
+    EXPECT_THAT(gap, StatusIs(absl::StatusCode::kFailedPrecondition)) << position;
+    EXPECT_EQ(DetailValue(gap, "expected_position"), "99");
     const Step read = ReadStep(info_, kSeed, 0, position, 1, attention::DensePolicy());
     EXPECT_THAT(RunOne(*engine, 0, read).status, StatusIs(absl::StatusCode::kOutOfRange));
   }
-  EXPECT_FALSE(Repeat(*engine, kSeed, -1, 1).ok());
+  EXPECT_THAT(Repeat(*engine, kSeed, -1, 1), StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(RunOne(*engine, 0, ReadStep(info_, kSeed, 0, -1, 1, Sparq(4, 4))).status,
               StatusIs(absl::StatusCode::kOutOfRange));
   EXPECT_OK(Repeat(*engine, kSeed, 99, 1));
   const absl::Status status = Repeat(*engine, kSeed, 99, 2);
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
   EXPECT_EQ(ReasonOf(status), "LIMIT_EXCEEDED");
+  EXPECT_FALSE(engine::DetailOf(status)->retry_delay.has_value());
 }
 
 TEST_F(AppendTest, AReaderSeesNothingBeyondTheLength) {

@@ -178,6 +178,7 @@ TEST_F(DeadlineTest, AWriterWaitsForAnotherNoLongerThanItsDeadline) {
 // A truncate that cuts durable rows holds the sequence alone while it writes.
 TEST_F(DeadlineTest, ListsForPeopleWaitForASequenceNoLongerThanTheirDeadline) {
   ASSERT_OK(engine_->Flush({}, info_.handle));
+  ASSERT_OK(engine_->Create({}, Spec(SmallGeometry())));
   hangs_ = true;
   std::thread truncate(
       [&] { EXPECT_OK(engine_->Truncate({}, info_.handle, info_.writer_epoch, 40)); });
@@ -186,6 +187,15 @@ TEST_F(DeadlineTest, ListsForPeopleWaitForASequenceNoLongerThanTheirDeadline) {
   EXPECT_THAT(engine_->Describe(info_.handle, soon), StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_THAT(engine_->ListSequences("", "", 10, {.deadline = soon}),
               StatusIs(absl::StatusCode::kDeadlineExceeded));
+  // One that has the time lists what is known of it.
+  const auto listed = engine_->ListSequences("", "", 10);
+  ASSERT_OK(listed);
+  ASSERT_EQ(listed->size(), 2u);
+  for (const engine::SequenceSummary& summary : *listed) {
+    const bool busy = summary.handle == info_.handle;
+    EXPECT_EQ(!summary.problem.empty(), busy) << summary.problem;
+    EXPECT_EQ(summary.length, busy ? kLength : 0);
+  }
   go_on_.Notify();
   truncate.join();
   EXPECT_OK(engine_->Describe(info_.handle, absl::Now() + absl::Seconds(30)));

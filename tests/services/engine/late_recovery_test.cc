@@ -119,6 +119,42 @@ TEST_F(LateRecoveryTest, NorOneThatItsParentHasCut) {
   ExpectRowsOfSeed(child_, 384);
 }
 
+TEST_F(LateRecoveryTest, ListsSayWhatIsSetAsideAndWhy) {
+  LoseWhatAChildGoesOnFrom();
+  const auto of_tenant = engine_->ListSequences("default", "", 10);
+  ASSERT_OK(of_tenant);
+  ASSERT_EQ(of_tenant->size(), 2u);
+  EXPECT_LT((*of_tenant)[0].handle, (*of_tenant)[1].handle);
+  EXPECT_EQ(engine_->ListSequences("other", "", 10)->size(), 0u);
+  // One to a page, in the same order.
+  std::string after;
+  for (const engine::SequenceSummary& expected : *of_tenant) {
+    const auto page = engine_->ListSequences("", after, 1);
+    ASSERT_OK(page);
+    ASSERT_EQ(page->size(), 1u);
+    const engine::SequenceSummary& summary = page->at(0);
+    after = summary.handle;
+    EXPECT_EQ(summary.handle, expected.handle);
+    EXPECT_EQ(summary.tenant, "default");
+    EXPECT_EQ(summary.model_fingerprint, "model");
+    EXPECT_EQ(summary.created, now_);
+    if (summary.handle == child_.handle) {
+      EXPECT_THAT(summary.problem, ::testing::HasSubstr("injected"));
+    } else {
+      EXPECT_EQ(summary.problem, "");
+    }
+  }
+  EXPECT_TRUE(engine_->ListSequences("", after, 1)->empty());
+  EXPECT_THAT(engine_->Describe(child_.handle),
+              StatusIs(absl::StatusCode::kUnavailable, ::testing::HasSubstr("injected")));
+  ASSERT_OK(engine_->Get({}, child_.handle));
+  const auto all = engine_->ListSequences("", "", 10);
+  ASSERT_OK(all);
+  EXPECT_EQ(all->size(), 2u);
+  for (const engine::SequenceSummary& summary : *all) EXPECT_EQ(summary.problem, "");
+  EXPECT_OK(engine_->Describe(child_.handle));
+}
+
 TEST_F(LateRecoveryTest, ADeleteThatWaitsForItEndsIt) {
   LoseWhatAChildGoesOnFrom();
   absl::Notification recovering;

@@ -202,6 +202,24 @@ TEST(AnswerLimitTest, AnAnswerOfTheLimitIsGivenAndAByteMoreIsNot) {
   }
 }
 
+TEST(AnswerLimit, AStepIsRefusedBeforeItsRowsStand) {
+  engine::EmbeddedOptions options = MemoryOptions();
+  // Selections of two KV heads of 101 rows.
+  options.limits.max_answer_bytes = 2 * 101 * 4 - 1;
+  const auto engine = OpenEngine(options);
+  const SequenceInfo info = *engine->Create({}, Spec(SmallGeometry()));
+  ASSERT_OK(AppendSeed(*engine, info, kSeed, 0, 100));
+  const StepResult refused =
+      RunOne(*engine, 0, AppendStep(info, kSeed, 0, 100, 1, attention::DensePolicy()));
+  EXPECT_THAT(refused.status, StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_FALSE(refused.appended);
+  EXPECT_EQ(engine->Get({}, info.handle)->layer_lengths, (std::vector<int64_t>{100, 100}));
+  // A gap is one whatever the answer would take.
+  EXPECT_THAT(RunOne(*engine, 0, AppendStep(info, kSeed, 0, 101, 1, Sparq(5, 10))).status,
+              StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_OK(RunOne(*engine, 0, AppendStep(info, kSeed, 0, 100, 1, Sparq(5, 10))).status);
+}
+
 TEST_F(PartsTest, TruncateAndResumeOfRowsChangeTheGeneration) {
   const Step step = ReadStep(info_, kSeed, 0, 100, 1, Sparq(5, 20));
   const uint64_t before = Run(step, PartForm::kRows).generation;

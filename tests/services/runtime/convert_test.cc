@@ -385,7 +385,8 @@ TEST(ConvertReportTest, TiersAndDescriptionsGoBothWays) {
                          .disk_bytes = 4,
                          .parked = true,
                          .created = absl::FromUnixMicros(1'234'567),
-                         .last_used = absl::FromUnixMicros(7'654'321)};
+                         .last_used = absl::FromUnixMicros(7'654'321),
+                         .problem = "why"};
   description.info.spec.geometry = *FromProto(GoodGeometry());
   description.info.spec.model_fingerprint = "m";
   description.layers = {{.layer = 1,
@@ -400,6 +401,7 @@ TEST(ConvertReportTest, TiersAndDescriptionsGoBothWays) {
   v1::DescribeSequenceResponse proto;
   ToProto(description, &proto);
   EXPECT_TRUE(proto.summary().parked());
+  EXPECT_EQ(proto.summary().problem(), "why");
   const absl::StatusOr<engine::SequenceDescription> back = FromProto(proto);
   ASSERT_OK(back);
   EXPECT_EQ(back->summary.created, description.summary.created);

@@ -251,6 +251,21 @@ TEST(SequencesTable, ManySequencesKeepHandlesWholeAndElideModels) {
       "3 sequences, 18,446,744,073,709,551,615 tokens, 16.0 EiB host, 17.0 GiB disk\n");
 }
 
+TEST(SequencesTable, ProblemsAreSaidBelow) {
+  v1::ListSequencesResponse answer;
+  AddSequence(answer, "s0000-00", 5);
+  v1::SequenceSummary& lost = AddSequence(answer, "s0000-01", 0);
+  lost.set_problem("DATA_LOSS: its manifest names no segment\x1b[31m");
+  EXPECT_EQ(Golden(SequencesTable(answer, Plain())), R"(
+HANDLE    TENANT   MODEL     TOKENS  DURABLE  STATE    HOST  DISK  LAST USED
+s0000-00  default  tiny-llm       5        0  active    0 B   0 B          -
+s0000-01  default  tiny-llm       0        0  problem   0 B   0 B          -
+
+2 sequences, 5 tokens, 0 B host, 0 B disk
+s0000-01: DATA_LOSS: its manifest names no segment\x1b[31m
+)");
+}
+
 TEST(SequencesTable, AListThatWasCutSaysSo) {
   v1::ListSequencesResponse answer;
   AddSequence(answer, "s1", 5);
