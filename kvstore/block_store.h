@@ -171,15 +171,26 @@ class BlockStore {
   virtual absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
                                                    uint32_t first_block) = 0;
 
-  // Adds or replaces the manifest of that name; with a disk it survives the process when it returns
-  // OK, and with kSync the machine. Blocks that no manifest refers to any more are freed in all
-  // tiers. On error the old manifest stands. ResourceExhausted at the disk budget, after up to 10 s
-  // of making room of garbage; one that frees something goes through. Unavailable when writing
-  // fails; FailedPrecondition when it names what is freed; DeadlineExceeded, and nothing changed,
-  // when other writes kept the disk busy until `deadline`.
-  virtual absl::Status CommitManifest(const Manifest& manifest, absl::Time deadline) = 0;
-  // NotFound when there is none. Frees and waits as above, and needs no room on disk.
-  virtual absl::Status DeleteManifest(std::string_view name, absl::Time deadline) = 0;
+  // Adds or replaces the manifests of those names, all or none; with a disk they survive the
+  // process when it returns OK, and with kSync the machine. Blocks that no manifest refers to any
+  // more are freed in all tiers. On error the old manifests stand. ResourceExhausted at the disk
+  // budget, after up to 10 s of making room of garbage; one that frees something goes through.
+  // Unavailable when writing fails; FailedPrecondition when one names what is freed;
+  // DeadlineExceeded, and nothing changed, when other writes kept the disk busy until `deadline`.
+  // Requires: no name twice.
+  virtual absl::Status CommitManifests(absl::Span<const Manifest> manifests,
+                                       absl::Time deadline) = 0;
+  absl::Status CommitManifest(const Manifest& manifest, absl::Time deadline) {
+    return CommitManifests({&manifest, 1}, deadline);
+  }
+  // NotFound when there is none of one of them; then all stay. Frees and waits as above, and needs
+  // no room on disk.
+  // Requires: no name twice.
+  virtual absl::Status DeleteManifests(absl::Span<const std::string> names,
+                                       absl::Time deadline) = 0;
+  absl::Status DeleteManifest(const std::string& name, absl::Time deadline) {
+    return DeleteManifests({&name, 1}, deadline);
+  }
 
   // Makes room in host memory for the open rows of blocks [first_block, end_block) of every head
   // of a layer, and for the pieces they will add. Evicts, then waits for a disk writer at work
@@ -228,12 +239,15 @@ class BlockStore {
   // Stripes; as PinRows. Cells of a stripe are its sealed blocks.
   virtual Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) = 0;
 
-  // Waits until all blocks sealed so far are on disk, writes the given rows of open blocks, and
-  // syncs. tail_rows: rows of the open block of each layer, [layers]; empty leaves what is on disk
-  // of open blocks as it is (a segment that somebody else writes).
-  // FailedPrecondition without a disk; ResourceExhausted at the disk budget, when there is no
-  // garbage to make room of or that took until `deadline`; Unavailable when writes fail;
-  // DeadlineExceeded.
+  // Waits until all blocks sealed so far are on disk, and has them written if nobody does.
+  // FailedPrecondition without a disk, or when the segment is freed; DeadlineExceeded; the error of
+  // a write that failed meanwhile.
+  virtual absl::Status AwaitDurable(Segment& segment, absl::Time deadline) = 0;
+  // As AwaitDurable, then writes the given rows of open blocks, and syncs. tail_rows: rows of the
+  // open block of each layer, [layers]; empty leaves what is on disk of open blocks as it is (a
+  // segment that somebody else writes). FailedPrecondition without a disk; ResourceExhausted at the
+  // disk budget, when there is no garbage to make room of or that took until `deadline`;
+  // Unavailable when writes fail; DeadlineExceeded.
   virtual absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                              absl::Time deadline) = 0;
   // What a crash would leave, per layer.

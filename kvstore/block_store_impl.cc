@@ -84,9 +84,10 @@ absl::Status BlockStoreImpl::WithRoom(absl::Time deadline,
   return reclaimer_ == nullptr ? write() : reclaimer_->WithRoom(deadline, write);
 }
 
-absl::Status BlockStoreImpl::CommitManifest(const Manifest& manifest, absl::Time deadline) {
+absl::Status BlockStoreImpl::CommitManifests(absl::Span<const Manifest> manifests,
+                                             absl::Time deadline) {
   return WithRoom(std::min(deadline, absl::Now() + kManifestWait),
-                  [&] { return manifests_.Commit(manifest, deadline); });
+                  [&] { return manifests_.Commit(manifests, deadline); });
 }
 
 SegmentRef BlockStoreImpl::MakeSegment(SegmentId id, const BlockLayout& layout,
@@ -345,16 +346,18 @@ Pins BlockStoreImpl::PinStripes(absl::Span<const ReadRequest> requests, absl::Ti
   return pins;
 }
 
+absl::Status BlockStoreImpl::AwaitDurable(Segment& segment, absl::Time deadline) {
+  if (core_.disk == nullptr) return absl::FailedPreconditionError("the store has no disk");
+  MutexLock lock(core_.mu);
+  return writer_->WriteSealed(segment, deadline);
+}
+
 absl::Status BlockStoreImpl::Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                                    absl::Time deadline) {
-  if (core_.disk == nullptr) return absl::FailedPreconditionError("the store has no disk");
   if (!tail_rows.empty()) {
     if (absl::Status status = CheckTail(segment, tail_rows); !status.ok()) return status;
   }
-  {
-    MutexLock lock(core_.mu);
-    if (absl::Status status = writer_->WriteSealed(segment, deadline); !status.ok()) return status;
-  }
+  if (absl::Status status = AwaitDurable(segment, deadline); !status.ok()) return status;
   if (!tail_rows.empty()) {
     return WithRoom(deadline, [&] {
       return tails_.Write(segment, tail_rows, TailLog::Purpose::kFlush, deadline);

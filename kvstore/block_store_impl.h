@@ -36,9 +36,9 @@ class BlockStoreImpl final : public BlockStore {
   std::vector<Manifest> TakeRecovered() override { return manifests_.TakeRecovered(); }
   absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
                                            uint32_t first_block) override;
-  absl::Status CommitManifest(const Manifest& manifest, absl::Time deadline) override;
-  absl::Status DeleteManifest(std::string_view name, absl::Time deadline) override {
-    return manifests_.Delete(name, deadline);
+  absl::Status CommitManifests(absl::Span<const Manifest> manifests, absl::Time deadline) override;
+  absl::Status DeleteManifests(absl::Span<const std::string> names, absl::Time deadline) override {
+    return manifests_.Delete(names, deadline);
   }
   absl::Status Reserve(Segment& segment, uint16_t layer, uint32_t first_block, uint32_t end_block,
                        absl::Time deadline) override;
@@ -58,6 +58,7 @@ class BlockStoreImpl final : public BlockStore {
     reader_.ReadAhead(requests, deadline);
   }
   Pins PinStripes(absl::Span<const ReadRequest> requests, absl::Time deadline) override;
+  absl::Status AwaitDurable(Segment& segment, absl::Time deadline) override;
   absl::Status Flush(Segment& segment, absl::Span<const uint32_t> tail_rows,
                      absl::Time deadline) override;
   DurableExtent Durable(const Segment& segment, uint16_t layer) const override;

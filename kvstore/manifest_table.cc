@@ -160,25 +160,33 @@ void ManifestTable::FreeExtents(Segment& segment, uint16_t lane_index, uint32_t 
   }
 }
 
-absl::Status ManifestTable::Change(const std::string& name, const Manifest* after) {
+void ManifestTable::Collect(std::string_view name, Ranges& ranges) const {
+  const auto it = manifests_.find(name);
+  if (it == manifests_.end()) return;
+  ranges.insert(ranges.end(), it->second.ranges.begin(), it->second.ranges.end());
+}
+
+absl::Status ManifestTable::Change(absl::Span<const Manifest> changed,
+                                   absl::Span<const std::string> gone) {
   std::vector<Cut> cuts;
   DiskBatch batch;
   Ranges before;
+  Ranges after;
   {
     MutexLock lock(core_.mu);
-    const auto it = manifests_.find(name);
-    if (it != manifests_.end()) before = it->second.ranges;
-    cuts = Plan(before, after == nullptr ? Ranges() : after->ranges);
+    for (const Manifest& manifest : changed) {
+      Collect(manifest.name, before);
+      after.insert(after.end(), manifest.ranges.begin(), manifest.ranges.end());
+    }
+    for (const std::string& name : gone) Collect(name, before);
+    cuts = Plan(before, after);
     for (const Cut& cut : cuts) Put(cut, batch);
   }
   if (core_.disk != nullptr) {
     const auto growth =
-        after == nullptr || !cuts.empty() ? DiskTier::Growth::kFrees : DiskTier::Growth::kBounded;
-    if (after == nullptr) {
-      batch.DeleteManifest(name);
-    } else {
-      batch.PutManifest(name, ToRecord(*after));
-    }
+        changed.empty() || !cuts.empty() ? DiskTier::Growth::kFrees : DiskTier::Growth::kBounded;
+    for (const Manifest& manifest : changed) batch.PutManifest(manifest.name, ToRecord(manifest));
+    for (const std::string& name : gone) batch.DeleteManifest(name);
     absl::Status status =
         core_.disk->Write(batch, core_.options.durability == Durability::kSync, growth);
     if (!status.ok()) {
@@ -193,40 +201,38 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
     auto& ends = range.segment->named_ends;
     ends.erase(ends.find(range.end_block));
   }
-  if (after == nullptr) {
-    manifests_.erase(name);
-  } else {
-    for (const SegmentRange& range : after->ranges) {
-      range.segment->named_ends.insert(range.end_block);
-    }
-    manifests_[name] = *after;
-  }
+  for (const SegmentRange& range : after) range.segment->named_ends.insert(range.end_block);
+  for (const Manifest& manifest : changed) manifests_[manifest.name] = manifest;
+  for (const std::string& name : gone) manifests_.erase(name);
   for (const Cut& cut : cuts) Apply(cut);
   core_.room.NotifyAll();
   if (writer_ != nullptr && !cuts.empty()) writer_->Retry();
   return absl::OkStatus();
 }
 
-absl::Status ManifestTable::Commit(const Manifest& manifest, absl::Time deadline) {
+absl::Status ManifestTable::Commit(absl::Span<const Manifest> manifests, absl::Time deadline) {
   DiskTurn turn(core_);
   {
     MutexLock lock(core_.mu);
     if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
-    if (absl::Status status = Check(manifest); !status.ok()) return status;
-  }
-  return Change(manifest.name, &manifest);
-}
-
-absl::Status ManifestTable::Delete(std::string_view name, absl::Time deadline) {
-  DiskTurn turn(core_);
-  {
-    MutexLock lock(core_.mu);
-    if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
-    if (!manifests_.contains(name)) {
-      return absl::NotFoundError(absl::StrCat("no manifest is named ", std::string(name)));
+    for (const Manifest& manifest : manifests) {
+      if (absl::Status status = Check(manifest); !status.ok()) return status;
     }
   }
-  return Change(std::string(name), nullptr);
+  return Change(manifests, {});
+}
+
+absl::Status ManifestTable::Delete(absl::Span<const std::string> names, absl::Time deadline) {
+  DiskTurn turn(core_);
+  {
+    MutexLock lock(core_.mu);
+    if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
+    for (const std::string& name : names) {
+      if (manifests_.contains(name)) continue;
+      return absl::NotFoundError(absl::StrCat("no manifest is named ", name));
+    }
+  }
+  return Change({}, names);
 }
 
 void ManifestTable::Abandon(Segment& segment) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "kvstore/block_store.h"
 #include "kvstore/disk_tier.h"
 #include "kvstore/store_core.h"
@@ -33,8 +34,8 @@ class ManifestTable {
   absl::Status Recover(const MakeSegment& make_segment);
   std::vector<Manifest> TakeRecovered();
 
-  absl::Status Commit(const Manifest& manifest, absl::Time deadline);
-  absl::Status Delete(std::string_view name, absl::Time deadline);
+  absl::Status Commit(absl::Span<const Manifest> manifests, absl::Time deadline);
+  absl::Status Delete(absl::Span<const std::string> names, absl::Time deadline);
 
   // Frees what a segment still has; to be called before it is destroyed.
   void Abandon(Segment& segment);
@@ -58,8 +59,10 @@ class ManifestTable {
   // there on.
   void FreeExtents(Segment& segment, uint16_t lane_index, uint32_t first_block, uint32_t end_block)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
-  // `after` null: delete. Requires the disk turn.
-  absl::Status Change(const std::string& name, const Manifest* after);
+  // Adds or replaces `changed`, and takes away `gone`. Requires the disk turn.
+  absl::Status Change(absl::Span<const Manifest> changed, absl::Span<const std::string> gone);
+  // Adds the ranges of the manifest of that name, if there is one.
+  void Collect(std::string_view name, Ranges& ranges) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
 
   // FailedPrecondition when the host tier is too small for an extent of some segment.
   absl::Status CheckExtents(const DiskIndex& index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
