@@ -76,10 +76,24 @@ absl::StatusOr<std::unique_ptr<EmbeddedEngine>> EmbeddedEngine::Open(
   return engine;
 }
 
+ValueCacheOptions EmbeddedEngine::CacheOptions() {
+  const kvstore::StoreOptions& store = options_.store;
+  const bool has_disk = !store.disk_path.empty();
+  const uint64_t lowest_bytes = has_disk ? store.disk_bytes : store.host_bytes;
+  return {.records = has_disk && store.durability != kvstore::Durability::kNone,
+          .tenant_bytes_max = options_.retained_bytes_max,
+          .value_bytes_max = std::min(options_.limits.max_value_bytes, lowest_bytes / 4),
+          .values_max = options_.limits.max_values,
+          .check_bytes = lowest_bytes / 64,
+          .clock = options_.clock,
+          .make_room = [this](const RoomWanted& wanted) { ShrinkRetained(wanted); }};
+}
+
 std::unique_ptr<EmbeddedEngine> EmbeddedEngine::OpenOn(const EmbeddedOptions& options,
                                                        std::unique_ptr<kvstore::BlockStore> store) {
   auto engine = std::unique_ptr<EmbeddedEngine>(new EmbeddedEngine(options));
   engine->store_ = std::move(store);
+  engine->values_ = std::make_unique<ValueCache>(engine->store_, engine->CacheOptions());
   engine->Recover();
   if (options.prefetch && !options.store.disk_path.empty()) {
     engine->prefetcher_ = std::make_unique<Prefetcher>(*engine->store_);
