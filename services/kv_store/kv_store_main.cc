@@ -41,7 +41,8 @@ absl::Status Run(const Flags& flags) {
   absl::StatusOr<std::unique_ptr<engine::EmbeddedEngine>> engine =
       engine::EmbeddedEngine::Open(flags.engine);
   if (!engine.ok()) return engine.status();
-  spdlog::info("event=recovered sequences={} time_to_ready={}", (*engine)->sequence_count(),
+  spdlog::info("event=recovered sequences={} values={} time_to_ready={}",
+               (*engine)->sequence_count(), (*engine)->values().size(),
                absl::FormatDuration(absl::Now() - start));
   for (const std::string& message : (*engine)->damaged()) {
     spdlog::error("event=damaged_sequence message=\"{}\"", message);

@@ -8,6 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "services/kv_store/block_export.h"
+#include "services/kv_store/block_get.h"
+#include "services/kv_store/block_put.h"
 #include "services/kv_store/part_convert.h"
 #include "services/runtime/bulk_append_reactor.h"
 #include "services/runtime/call.h"
@@ -36,7 +38,21 @@ engine::StepOptions OptionsOf(const v1::StoreStepRequest& request, absl::Time ar
   return options;
 }
 
-class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
+// Data of one message of GetBlocks; of the largest message allowed, its other fields take less.
+constexpr uint64_t kBlockDataBytes = uint64_t{1} << 20;
+constexpr uint64_t kFieldsBytes = uint64_t{4} << 10;
+
+absl::Status CheckKeys(int keys, int keys_max) {
+  if (keys <= keys_max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("keys: got ", keys, ", expected at most ", keys_max));
+}
+
+// Messages with much data come and go as bytes.
+using Service = v1::KvStoreService::WithRawCallbackMethod_PutBlocks<
+    v1::KvStoreService::WithRawCallbackMethod_GetBlocks<v1::KvStoreService::CallbackService>>;
+
+class KvStoreServiceImpl final : public Service {
  public:
   KvStoreServiceImpl(engine::EmbeddedEngine& engine, runtime::Executor& executor,
                      runtime::Drain& drain, uint64_t max_message_bytes)
@@ -126,8 +142,35 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
                                       v1::GetLimitsResponse* response) override {
     return RunUnary(context, executor_, [=, this] {
       runtime::GetLimits(engine_, max_message_bytes_, engine_.shard(), response);
+      response->set_max_block_bytes(engine_.values().value_bytes_max());
+      response->set_max_keys(static_cast<uint32_t>(engine_.limits().max_keys));
       return absl::OkStatus();
     });
+  }
+
+  grpc::ServerReadReactor<grpc::ByteBuffer>* PutBlocks(grpc::CallbackServerContext* context,
+                                                       grpc::ByteBuffer* response) override {
+    return new BlockPut(context, engine_, executor_, response);
+  }
+
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* GetBlocks(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* request) override {
+    return new BlockGet(context, engine_, executor_,
+                        std::min(kBlockDataBytes, max_message_bytes_ - kFieldsBytes), *request);
+  }
+
+  grpc::ServerUnaryReactor* LookupBlocks(grpc::CallbackServerContext* context,
+                                         const v1::LookupBlocksRequest* request,
+                                         v1::LookupBlocksResponse* response) override {
+    return RunUnary(context, executor_,
+                    [=, this] { return LookupBlocksOf(CallerOf(*context), *request, response); });
+  }
+
+  grpc::ServerUnaryReactor* DeleteBlocks(grpc::CallbackServerContext* context,
+                                         const v1::DeleteBlocksRequest* request,
+                                         v1::DeleteBlocksResponse* response) override {
+    return RunUnary(context, executor_,
+                    [=, this] { return DeleteBlocksOf(CallerOf(*context), *request, response); });
   }
 
  private:
@@ -184,6 +227,28 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
         {request.positions().data(), static_cast<size_t>(request.positions_size())});
     if (!rows.ok()) return rows.status();
     SetRows(geometry, *rows, response->mutable_rows());
+    return absl::OkStatus();
+  }
+
+  absl::Status LookupBlocksOf(const engine::Caller& caller, const v1::LookupBlocksRequest& request,
+                              v1::LookupBlocksResponse* response) {
+    absl::Status status = CheckKeys(request.keys_size(), engine_.limits().max_keys);
+    if (!status.ok()) return status;
+    const std::vector<std::string> keys(request.keys().begin(), request.keys().end());
+    const absl::StatusOr<engine::ValuesFound> found =
+        engine_.values().Lookup(caller, keys, runtime::FromProto(request.lease()));
+    if (!found.ok()) return found.status();
+    ToProto(*found, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status DeleteBlocksOf(const engine::Caller& caller, const v1::DeleteBlocksRequest& request,
+                              v1::DeleteBlocksResponse* response) {
+    absl::Status status = CheckKeys(request.keys_size(), engine_.limits().max_keys);
+    if (!status.ok()) return status;
+    for (const std::string& key : request.keys()) {
+      *response->add_results() = runtime::ToRpcStatus(engine_.values().Delete(caller, key));
+    }
     return absl::OkStatus();
   }
 
