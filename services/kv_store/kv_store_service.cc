@@ -8,8 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "services/kv_store/block_export.h"
-#include "services/kv_store/block_get.h"
-#include "services/kv_store/block_put.h"
+#include "services/kv_store/block_intake.h"
+#include "services/kv_store/block_output.h"
+#include "services/kv_store/block_stream.h"
 #include "services/kv_store/part_convert.h"
 #include "services/runtime/bulk_append_reactor.h"
 #include "services/runtime/call.h"
@@ -48,9 +49,16 @@ absl::Status CheckKeys(int keys, int keys_max) {
       absl::StrCat("keys: got ", keys, ", expected at most ", keys_max));
 }
 
-// Messages with much data come and go as bytes.
-using Service = v1::KvStoreService::WithRawCallbackMethod_PutBlocks<
-    v1::KvStoreService::WithRawCallbackMethod_GetBlocks<v1::KvStoreService::CallbackService>>;
+// Rpc::CallbackService, but that messages with much data come and go as bytes.
+using Rpc = v1::KvStoreService;
+using Service = Rpc::WithRawCallbackMethod_PutBlocks<Rpc::WithRawCallbackMethod_GetBlocks<
+    Rpc::WithCallbackMethod_OpenSequence<Rpc::WithCallbackMethod_LookupPrefix<
+        Rpc::WithCallbackMethod_Append<Rpc::WithCallbackMethod_AttendSteps<
+            Rpc::WithCallbackMethod_ReadRows<Rpc::WithCallbackMethod_ReadBlocks<
+                Rpc::WithCallbackMethod_Truncate<Rpc::WithCallbackMethod_Flush<
+                    Rpc::WithCallbackMethod_Close<Rpc::WithCallbackMethod_GetSequence<
+                        Rpc::WithCallbackMethod_GetLimits<Rpc::WithCallbackMethod_LookupBlocks<
+                            Rpc::WithCallbackMethod_DeleteBlocks<Rpc::Service>>>>>>>>>>>>>>>;
 
 class KvStoreServiceImpl final : public Service {
  public:
@@ -148,15 +156,18 @@ class KvStoreServiceImpl final : public Service {
     });
   }
 
-  grpc::ServerReadReactor<grpc::ByteBuffer>* PutBlocks(grpc::CallbackServerContext* context,
-                                                       grpc::ByteBuffer* response) override {
-    return new BlockPut(context, engine_, executor_, response);
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* PutBlocks(
+      grpc::CallbackServerContext* context) override {
+    return new BlockStream(context, executor_, drain_,
+                           std::make_unique<BlockIntake>(engine_, CallerOf(*context)));
   }
 
-  grpc::ServerWriteReactor<grpc::ByteBuffer>* GetBlocks(grpc::CallbackServerContext* context,
-                                                        const grpc::ByteBuffer* request) override {
-    return new BlockGet(context, engine_, executor_,
-                        std::min(kBlockDataBytes, max_message_bytes_ - kFieldsBytes), *request);
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* GetBlocks(
+      grpc::CallbackServerContext* context) override {
+    const uint64_t data_bytes_max = std::min(kBlockDataBytes, max_message_bytes_ - kFieldsBytes);
+    return new BlockStream(
+        context, executor_, drain_,
+        std::make_unique<BlockOutput>(engine_, CallerOf(*context), data_bytes_max));
   }
 
   grpc::ServerUnaryReactor* LookupBlocks(grpc::CallbackServerContext* context,

@@ -1,5 +1,7 @@
 // PutBlocks and GetBlocks of a kv-store beside SET and GET of Redis: the same values, connections
 // and transport (TCP over loopback), run in turn. README.md beside this has the figures.
+#include <malloc.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <array>
@@ -15,6 +17,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "tests/bench/bench_args.h"
 #include "tests/bench/block_client.h"
 #include "tests/bench/byte_pool.h"
@@ -51,8 +54,9 @@ class Clients {
  public:
   using Connect = std::function<std::unique_ptr<KeyValueClient>()>;
 
-  Clients(const Connect& connect, const Load& load, const BytePool& pool)
-      : load_(load), pool_(pool) {
+  Clients(const ServerProcess& server, const Connect& connect, const Load& load,
+          const BytePool& pool)
+      : server_(server), load_(load), pool_(pool) {
     for (int i = 0; i < load.connections; ++i) clients_.push_back(connect());
     outs_.resize(clients_.size(), std::vector<std::byte>(load.value_bytes));
   }
@@ -82,16 +86,19 @@ class Clients {
 
   // Both leave nothing, so that nobody works for them afterwards.
   double TimePut() {
-    const double rate = Put();
+    const double rate = Costing(put_costs_, [this] { return Put(); });
     Delete();
     return rate;
   }
   double TimeGet() {
     Put();
-    const double rate = Get();
+    const double rate = Costing(get_costs_, [this] { return Get(); });
     Delete();
     return rate;
   }
+  // Processor seconds per GiB, of server and clients, in the runs that were timed.
+  double put_cost() const { return Median(put_costs_); }
+  double get_cost() const { return Median(get_costs_); }
 
  private:
   static std::string Key(int value) { return absl::StrCat("block-", value); }
@@ -117,12 +124,33 @@ class Clients {
     const Stopwatch watch;
     go.count_down();
     for (std::thread& thread : threads) thread.join();
-    return static_cast<double>(load_.values) * static_cast<double>(load_.value_bytes) /
-           static_cast<double>(kMiB) / watch.seconds();
+    return bytes() / static_cast<double>(kMiB) / watch.seconds();
   }
 
+  double bytes() const {
+    return static_cast<double>(load_.values) * static_cast<double>(load_.value_bytes);
+  }
+  double processor_seconds() const {
+    rusage usage = {};
+    ::getrusage(RUSAGE_SELF, &usage);
+    const auto seconds = [](const timeval& time) {
+      return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
+    };
+    return server_.processor_seconds() + seconds(usage.ru_utime) + seconds(usage.ru_stime);
+  }
+  double Costing(std::vector<double>& costs, const std::function<double()>& run) const {
+    const double before = processor_seconds();
+    const double rate = run();
+    costs.push_back((processor_seconds() - before) / bytes() * static_cast<double>(kMiB) * 1024);
+    return rate;
+  }
+
+  const ServerProcess& server_;
   const Load& load_;
   const BytePool& pool_;
+  // Of each run.
+  std::vector<double> put_costs_;
+  std::vector<double> get_costs_;
   std::vector<std::unique_ptr<KeyValueClient>> clients_;
   std::vector<std::vector<std::byte>> outs_;
 };
@@ -155,23 +183,33 @@ void Measure(const BenchArgs& args, const std::string& name, const std::string& 
   const BytePool pool(2 * largest);
   for (const Load& load : loads) {
     std::cerr << "measuring: " << name << ", " << load.size() << std::endl;
-    Clients ours([&] { return std::make_unique<BlockClient>(store.port()); }, load, pool);
-    Clients theirs([&] { return std::make_unique<RedisClient>(redis.port()); }, load, pool);
+    Clients ours(
+        store, [&] { return std::make_unique<BlockClient>(store.port()); }, load, pool);
+    Clients theirs(
+        redis, [&] { return std::make_unique<RedisClient>(redis.port()); }, load, pool);
     ours.Verify();
     theirs.Verify();
     const std::vector<double> rates =
         Interleave(args.runs, {[&] { return ours.TimePut(); }, [&] { return theirs.TimePut(); },
                                [&] { return ours.TimeGet(); }, [&] { return theirs.TimeGet(); }});
     for (const bool put : {true, false}) {
-      sheet.Add(
-          Comparison{.load = absl::StrCat(put ? "PutBlocks / SET, " : "GetBlocks / GET, ", name),
-                     .size = load.size(),
-                     .unit = "MiB/s",
-                     .ours = rates[put ? 0 : 2],
-                     .baseline = rates[put ? 1 : 3],
-                     .ratio_min = load.is_target ? std::optional<double>(1.0) : std::nullopt,
-                     .ours_max = {}}
-              .Row());
+      const std::string both = absl::StrCat(put ? "PutBlocks / SET, " : "GetBlocks / GET, ", name);
+      sheet.Add(Comparison{.load = both,
+                           .size = load.size(),
+                           .unit = "MiB/s",
+                           .ours = rates[put ? 0 : 2],
+                           .baseline = rates[put ? 1 : 3],
+                           .ratio_min = load.is_target ? std::optional<double>(1.0) : std::nullopt,
+                           .ours_max = {}}
+                    .Row());
+      sheet.Add(Comparison{.load = "... processor time, server and clients",
+                           .size = load.size(),
+                           .unit = "s/GiB",
+                           .ours = put ? ours.put_cost() : ours.get_cost(),
+                           .baseline = put ? theirs.put_cost() : theirs.get_cost(),
+                           .ratio_min = {},
+                           .ours_max = {}}
+                    .Row());
     }
   }
 }
@@ -196,6 +234,10 @@ int main(int argc, char** argv) {
       "Measures PutBlocks and GetBlocks of terrace-kv-store against SET and GET of redis-server, "
       "which must be on the PATH. Parts: memory (neither has a disk), disk (ours writes behind).",
       argc, argv);
+  // As our daemons do.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+  mallopt(M_MMAP_THRESHOLD, 256 << 20);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
   const DataFolder folder(args.folder);
   Sheet sheet;
   for (const char* name : {"memory", "disk"}) {

@@ -22,7 +22,7 @@ class BlockClient final : public KeyValueClient {
 
  private:
   struct Rep;
-  class Call;
+  class Stream;
 
   const std::unique_ptr<Rep> rep_;
 };

@@ -9,6 +9,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -77,6 +81,19 @@ ServerProcess::ServerProcess(const std::function<std::vector<std::string>(int po
     Require(absl::Now() < end, absl::StrCat(words[0], " does not serve; see ", log));
     absl::SleepFor(absl::Milliseconds(5));
   }
+}
+
+double ServerProcess::processor_seconds() const {
+  std::ifstream file(absl::StrCat("/proc/", pid_, "/stat"));
+  const std::string stat((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  // After the name, which may have blanks: the 12th and 13th field are user and system time.
+  std::istringstream fields(stat.substr(stat.rfind(')') + 1));
+  std::string skipped;
+  for (int i = 0; i < 11; ++i) fields >> skipped;
+  double user = 0;
+  double system = 0;
+  Require(static_cast<bool>(fields >> user >> system), "reading " + stat);
+  return (user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
 ServerProcess::~ServerProcess() {

@@ -23,6 +23,8 @@ class ServerProcess {
   ServerProcess& operator=(const ServerProcess&) = delete;
 
   int port() const { return port_; }
+  // Of all processors together, since its start.
+  double processor_seconds() const;
 
  private:
   int port_ = 0;
