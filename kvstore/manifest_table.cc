@@ -89,11 +89,20 @@ std::vector<ManifestTable::Cut> ManifestTable::Plan(const Ranges& before,
 void ManifestTable::Put(const Cut& cut, DiskBatch& batch) const {
   const Segment& segment = *cut.segment;
   if (!segment.stored) return;
+  const BlockLayout& layout = segment.layout;
   if (cut.dies) {
-    batch.DeleteSegment(segment.id);
+    // Nothing lies beyond the durable end of an only lane, unless its watermark was damaged. Small
+    // segments come and go often, and every read looks at all range tombstones.
+    const uint32_t end = segment.lanes[0].durable_end;
+    if (segment.lanes.size() > 1 || end == segment.first_block) {
+      batch.DeleteSegment(segment.id);
+      return;
+    }
+    batch.DeleteBlocks(segment.Key(0, segment.first_block), end, layout.granules());
+    batch.DeleteTail(segment.Key(0, end));
+    batch.DeleteWatermark(segment.id);
     return;
   }
-  const BlockLayout& layout = segment.layout;
   std::vector<DurableExtent> watermark;
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {
     const uint32_t end = segment.DurableEnd(layer);

@@ -86,7 +86,7 @@ ValueCacheOptions EmbeddedEngine::CacheOptions() {
           .values_max = options_.limits.max_values,
           .check_bytes = lowest_bytes / 64,
           .clock = options_.clock,
-          .make_room = [this](const RoomWanted& wanted) { ShrinkRetained(wanted); }};
+          .make_room = [this](const RoomWanted& wanted) { return ShrinkRetained(wanted); }};
 }
 
 std::unique_ptr<EmbeddedEngine> EmbeddedEngine::OpenOn(const EmbeddedOptions& options,

@@ -224,8 +224,8 @@ class EmbeddedEngine final : public KvEngine {
   void Expire(Sequence& sequence, absl::Time now);
   // Drops retained sequences and values, those used longest ago first, of the tenant that has most:
   // while that one is over its quota, the lowest tier is full, or sequences or values are too many,
-  // and for a put that found no room.
-  void ShrinkRetained(const RoomWanted& wanted);
+  // and for a put that found no room. Whether any was dropped.
+  bool ShrinkRetained(const RoomWanted& wanted);
   // Adds retained sequences.
   void AddRetained(RetainedSet& set) const;
   // Whether the lowest tier is too full for what is retained, and by how much.

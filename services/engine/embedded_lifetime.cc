@@ -132,22 +132,23 @@ bool EmbeddedEngine::DropFrom(RetainedSet& set,
   return any;
 }
 
-void EmbeddedEngine::ShrinkRetained(const RoomWanted& wanted) {
+bool EmbeddedEngine::ShrinkRetained(const RoomWanted& wanted) {
   // One at a time, lest many who find no room each make all of it.
   const SoleHold shrinking(shrinking_, absl::Now() + kShrinkPatience);
-  if (!shrinking.held()) return;
+  if (!shrinking.held()) return false;
+  bool any = false;
   const Limits& limits = options_.limits;
   const auto count_max = static_cast<uint64_t>(limits.max_sequences) / 8 * 7;
   if (uint64_t count = sequence_count(); count > count_max) {
     RetainedSet sequences;
     AddRetained(sequences);
-    DropFrom(sequences, [&](uint64_t) { return count-- > count_max; });
+    any |= DropFrom(sequences, [&](uint64_t) { return count-- > count_max; });
   }
   const auto values_max = static_cast<uint64_t>(limits.max_values) / 8 * 7;
   if (uint64_t count = values_->size(); count > values_max) {
     RetainedSet values;
     values_->AddTo(values);
-    DropFrom(values, [&](uint64_t) { return count-- > values_max; });
+    any |= DropFrom(values, [&](uint64_t) { return count-- > values_max; });
   }
   RetainedSet all;
   AddRetained(all);
@@ -163,8 +164,10 @@ void EmbeddedEngine::ShrinkRetained(const RoomWanted& wanted) {
     const uint64_t excess = std::max(ExcessBytes(), memory_bytes);
     again = DropFrom(
         all, [&](uint64_t taken_bytes) { return taken_bytes < excess || all.MostBytes() > quota; });
+    any |= again;
     again = again && ExcessBytes() > 0;
   }
+  return any;
 }
 
 void EmbeddedEngine::Sweep() {

@@ -229,13 +229,16 @@ absl::StatusOr<ValuesFound> ValueCache::Lookup(const Caller& caller,
   return found;
 }
 
-absl::Status ValueCache::Delete(const Caller& caller, absl::string_view key) {
-  std::shared_ptr<StoredValue> value;
+absl::Status ValueCache::Delete(const Caller& caller, absl::Span<const std::string> keys) {
+  std::vector<std::shared_ptr<StoredValue>> values;
   {
     const kvstore::MutexLock lock(mu_);
-    value = Find(caller.tenant, key);
+    for (const std::string& key : keys) {
+      std::shared_ptr<StoredValue> value = Find(caller.tenant, key);
+      if (value != nullptr) values.push_back(std::move(value));
+    }
   }
-  return value == nullptr ? absl::OkStatus() : Drop({&value, 1}, caller.deadline);
+  return Drop(values, caller.deadline);
 }
 
 void ValueCache::Discard(const std::shared_ptr<StoredValue>& value, absl::Time deadline) {

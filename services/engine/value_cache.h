@@ -56,8 +56,9 @@ struct ValueCacheOptions {
   uint64_t check_bytes = 0;
   // What ages are taken from.
   std::function<absl::Time()> clock = absl::Now;
-  // Gives up what is retained, as far as there is need. Called without a lock.
-  std::function<void(const RoomWanted&)> make_room;
+  // Gives up what is retained, as far as there is need; whether it gave up anything. Called without
+  // a lock.
+  std::function<bool(const RoomWanted&)> make_room;
 };
 
 struct ValuesFound {
@@ -89,9 +90,9 @@ class ValueCache {
   // up for room until it is over; a restart ends it. InvalidArgument when it is out of range.
   absl::StatusOr<ValuesFound> Lookup(const Caller& caller, absl::Span<const std::string> keys,
                                      absl::Duration lease);
-  // OK also when there is none. What was read of it before stays valid. DeadlineExceeded,
-  // Unavailable: it is still there.
-  absl::Status Delete(const Caller& caller, absl::string_view key);
+  // OK also for keys that there are none of. What was read of them before stays valid.
+  // DeadlineExceeded, Unavailable: some may be still there.
+  absl::Status Delete(const Caller& caller, absl::Span<const std::string> keys);
 
   // Waits until every value so far is on disk with its manifest. DeadlineExceeded.
   absl::Status AwaitRecorded(absl::Time deadline);
@@ -113,7 +114,7 @@ class ValueCache {
                        absl::Duration ttl);
   // Gives back what Put charged.
   void Refund(const std::string& tenant, uint64_t bytes);
-  void MakeRoom(const RoomWanted& wanted) { options_.make_room(wanted); }
+  bool MakeRoom(const RoomWanted& wanted) { return options_.make_room(wanted); }
   // For readers. Between the two, a value is kept while its reader goes on.
   void NoteRead(StoredValue& value);
   void EndRead(StoredValue& value);

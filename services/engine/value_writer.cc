@@ -104,9 +104,10 @@ absl::Status ValueWriter::Take(absl::Span<const std::byte> bytes) {
 }
 
 absl::Status ValueWriter::OpenBlock() {
+  const RoomWanted wanted = {.tenant = caller_.tenant, .memory_bytes = spec_.size};
   absl::Status status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.deadline);
   for (int attempt = 0; absl::IsResourceExhausted(status) && attempt < kRoomAttempts; ++attempt) {
-    cache_.MakeRoom({.tenant = caller_.tenant, .memory_bytes = spec_.size});
+    if (!cache_.MakeRoom(wanted)) break;
     status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.deadline);
   }
   if (absl::IsResourceExhausted(status)) return NoRoom(status.message());

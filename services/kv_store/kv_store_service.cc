@@ -179,9 +179,9 @@ class KvStoreServiceImpl final : public Service {
 
   grpc::ServerUnaryReactor* DeleteBlocks(grpc::CallbackServerContext* context,
                                          const v1::DeleteBlocksRequest* request,
-                                         v1::DeleteBlocksResponse* response) override {
+                                         v1::DeleteBlocksResponse* /*response*/) override {
     return RunUnary(context, executor_,
-                    [=, this] { return DeleteBlocksOf(CallerOf(*context), *request, response); });
+                    [=, this] { return DeleteBlocksOf(CallerOf(*context), *request); });
   }
 
  private:
@@ -253,14 +253,12 @@ class KvStoreServiceImpl final : public Service {
     return absl::OkStatus();
   }
 
-  absl::Status DeleteBlocksOf(const engine::Caller& caller, const v1::DeleteBlocksRequest& request,
-                              v1::DeleteBlocksResponse* response) {
+  absl::Status DeleteBlocksOf(const engine::Caller& caller,
+                              const v1::DeleteBlocksRequest& request) {
     absl::Status status = CheckKeys(request.keys_size(), engine_.limits().max_keys);
     if (!status.ok()) return status;
-    for (const std::string& key : request.keys()) {
-      *response->add_results() = runtime::ToRpcStatus(engine_.values().Delete(caller, key));
-    }
-    return absl::OkStatus();
+    const std::vector<std::string> keys(request.keys().begin(), request.keys().end());
+    return engine_.values().Delete(caller, keys);
   }
 
   engine::EmbeddedEngine& engine_;

@@ -185,7 +185,7 @@ TEST_F(ValueCacheTest, AnotherTenantsKeyIsAnUnknownOne) {
   EXPECT_EQ(theirs, engine_->values().Get(other, "unknown").status());
   EXPECT_THAT(theirs, StatusIs(absl::StatusCode::kNotFound));
   EXPECT_EQ(Lookup({"k"}, {}, other).sizes, std::vector<uint64_t>{0});
-  EXPECT_OK(engine_->values().Delete(other, "k"));
+  EXPECT_OK(engine_->values().Delete(other, {"k"}));
   // Nor do its bytes matter.
   EXPECT_OK(PutValue(*engine_, "k", "theirs", {}, other));
   EXPECT_EQ(*GetValue(*engine_, "k"), "mine");
@@ -214,8 +214,8 @@ TEST_F(ValueCacheTest, LookupTellsWhichAndHowManyOfTheFirst) {
 TEST_F(ValueCacheTest, DeletingForgetsAndIsIdempotent) {
   ASSERT_OK(PutValue(*engine_, "k", ValueBytes(1, 600'000)));
   Lookup({"k"}, absl::Hours(1));
-  EXPECT_OK(engine_->values().Delete({}, "k"));
-  EXPECT_OK(engine_->values().Delete({}, "k"));
+  EXPECT_OK(engine_->values().Delete({}, {"k"}));
+  EXPECT_OK(engine_->values().Delete({}, {"k"}));
   EXPECT_THAT(GetValue(*engine_, "k"), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_EQ(ResidentBlocks(), 0u);
   EXPECT_EQ(engine_->values().size(), 0u);
@@ -231,7 +231,7 @@ TEST_F(ValueCacheTest, WhatWasReadStaysInPlaceWhenItsValueGoes) {
   ASSERT_OK(reader);
   const auto part = reader->Next(1, absl::InfiniteFuture());
   ASSERT_OK(part);
-  ASSERT_OK(engine_->values().Delete({}, "k"));
+  ASSERT_OK(engine_->values().Delete({}, {"k"}));
   for (int i = 0; i < 300; ++i) {
     ASSERT_OK(PutValue(*engine_, "filler" + std::to_string(i), ValueBytes(i, 200'000)));
   }

@@ -65,9 +65,9 @@ TEST_F(ValueRestartTest, ValuesAreThereAfterwards) {
 TEST_F(ValueRestartTest, DeletedValuesStayDeleted) {
   ASSERT_OK(PutValue(*engine_, "recorded", ValueBytes(1, 600'000)));
   AwaitDisk();
-  ASSERT_OK(engine_->values().Delete({}, "recorded"));
+  ASSERT_OK(engine_->values().Delete({}, {"recorded"}));
   ASSERT_OK(PutValue(*engine_, "fresh", ValueBytes(2, 600'000)));
-  ASSERT_OK(engine_->values().Delete({}, "fresh"));
+  ASSERT_OK(engine_->values().Delete({}, {"fresh"}));
   ASSERT_OK(PutValue(*engine_, "recorded", "others"));
   AwaitDisk();
   Open();
@@ -159,7 +159,7 @@ TEST_F(ValueRestartTest, AValueThatIsReadWhileItIsDeletedEndsWithNotFound) {
   ASSERT_OK(reader);
   const auto first = reader->Next(1, absl::InfiniteFuture());
   ASSERT_OK(first);
-  ASSERT_OK(engine_->values().Delete({}, "k"));
+  ASSERT_OK(engine_->values().Delete({}, {"k"}));
   EXPECT_THAT(reader->Next(1, absl::InfiniteFuture()), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_TRUE((*first)->spans[0] == AsBytes(bytes).first(kBlock)) << "I3";
 }

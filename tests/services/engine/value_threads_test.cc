@@ -53,7 +53,7 @@ class ValueThreadsTest : public ::testing::TestWithParam<bool> {
       const std::string name = std::to_string(key);
       switch (random() % 8) {
         case 0:
-          EXPECT_OK(engine_->values().Delete({}, name));
+          EXPECT_OK(engine_->values().Delete({}, {name}));
           break;
         case 1:
           EXPECT_OK(engine_->values().Lookup({}, {name}, absl::Microseconds(random() % 1000)));
@@ -99,7 +99,7 @@ TEST_P(ValueThreadsTest, ReadsSeeWholeValues) {
   EXPECT_GT(gets_, 0);
   // Nothing is left behind by whoever came to nothing.
   for (int key = 0; key < kKeys; ++key) {
-    EXPECT_OK(engine_->values().Delete({}, std::to_string(key)));
+    EXPECT_OK(engine_->values().Delete({}, {std::to_string(key)}));
   }
   engine_->Sweep();
   EXPECT_EQ(engine_->values().size(), 0u);

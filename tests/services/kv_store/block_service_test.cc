@@ -277,7 +277,6 @@ TEST_F(BlockServiceTest, CallsHaveAsManyKeysAsTheLimitsSay) {
     v1::DeleteBlocksResponse deleted;
     EXPECT_EQ(stub_->LookupBlocks(&contexts[0], lookup, &looked_up).ok(), good);
     EXPECT_EQ(stub_->DeleteBlocks(&contexts[1], deletion, &deleted).ok(), good);
-    EXPECT_EQ(deleted.results_size(), good ? static_cast<int>(keys) : 0);
     const auto stream = stub_->GetBlocks(&contexts[2]);
     stream->Write(get);
     stream->WritesDone();
@@ -308,9 +307,6 @@ TEST_F(BlockServiceTest, LookupLeasesAndDeleteForgets) {
     grpc::ClientContext delete_context;
     v1::DeleteBlocksResponse deleted;
     ASSERT_TRUE(stub_->DeleteBlocks(&delete_context, deletion, &deleted).ok());
-    ASSERT_EQ(deleted.results_size(), 2);
-    EXPECT_EQ(deleted.results(0).code(), 0);
-    EXPECT_EQ(deleted.results(1).code(), 0);
   }
   EXPECT_THAT(Get({"a"})[0].status, StatusIs(absl::StatusCode::kNotFound));
   EXPECT_EQ(Get({"b"})[0].bytes, "22");
@@ -344,7 +340,7 @@ TEST_F(BlockServiceTest, AClientThatGoesAwayMidGetLetsGoOfTheBlock) {
     context.TryCancel();
     EXPECT_FALSE(stream->Finish().ok());
   }
-  ASSERT_OK(engine_->values().Delete({}, "k"));
+  ASSERT_OK(engine_->values().Delete({}, {"k"}));
   EXPECT_TRUE(Await([&] { return ResidentBlocks() == 0; }));
 }
 
