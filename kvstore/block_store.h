@@ -183,15 +183,26 @@ class BlockStore {
   virtual absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
                                                    uint32_t first_block) = 0;
 
-  // Adds or replaces the manifest of that name; with a disk it survives the process when it returns
-  // OK, and with kSync the machine. Blocks that no manifest refers to any more are freed in all
-  // tiers. On error the old manifest stands. ResourceExhausted at the disk budget, after up to 10 s
-  // of making room of garbage; one that frees something goes through. Unavailable when writing
-  // fails; FailedPrecondition when it names what is freed; DeadlineExceeded, and nothing changed,
-  // when other writes kept the disk busy until `deadline`.
-  virtual absl::Status CommitManifest(const Manifest& manifest, absl::Time deadline) = 0;
-  // NotFound when there is none. Frees and waits as above, and needs no room on disk.
-  virtual absl::Status DeleteManifest(std::string_view name, absl::Time deadline) = 0;
+  // Adds or replaces the manifests of those names, all or none; with a disk they survive the
+  // process when it returns OK, and with kSync the machine. Blocks that no manifest refers to any
+  // more are freed in all tiers. On error the old manifests stand. ResourceExhausted at the disk
+  // budget, after up to 10 s of making room of garbage; one that frees something goes through.
+  // Unavailable when writing fails; FailedPrecondition when one names what is freed;
+  // DeadlineExceeded, and nothing changed, when other writes kept the disk busy until `deadline`.
+  // Requires: no name twice.
+  virtual absl::Status CommitManifests(absl::Span<const Manifest> manifests,
+                                       absl::Time deadline) = 0;
+  absl::Status CommitManifest(const Manifest& manifest, absl::Time deadline) {
+    return CommitManifests({&manifest, 1}, deadline);
+  }
+  // NotFound when there is none of one of them; then all stay. Frees and waits as above, and needs
+  // no room on disk.
+  // Requires: no name twice.
+  virtual absl::Status DeleteManifests(absl::Span<const std::string> names,
+                                       absl::Time deadline) = 0;
+  absl::Status DeleteManifest(const std::string& name, absl::Time deadline) {
+    return DeleteManifests({&name, 1}, deadline);
+  }
 
   // Takes the blocks that a manifest names out of memory: rows, stripes and open rows. Leaves alone
   // what a manifest that is not parked names too, what is pinned (I3), and sealed blocks that are

@@ -85,9 +85,10 @@ absl::Status BlockStoreImpl::WithRoom(absl::Time deadline,
   return reclaimer_ == nullptr ? write() : reclaimer_->WithRoom(deadline, write);
 }
 
-absl::Status BlockStoreImpl::CommitManifest(const Manifest& manifest, absl::Time deadline) {
+absl::Status BlockStoreImpl::CommitManifests(absl::Span<const Manifest> manifests,
+                                             absl::Time deadline) {
   return WithRoom(std::min(deadline, absl::Now() + kManifestWait),
-                  [&] { return manifests_.Commit(manifest, deadline); });
+                  [&] { return manifests_.Commit(manifests, deadline); });
 }
 
 SegmentRef BlockStoreImpl::MakeSegment(SegmentId id, const BlockLayout& layout,

@@ -37,9 +37,9 @@ class BlockStoreImpl final : public BlockStore {
   std::vector<Manifest> TakeRecovered() override { return manifests_.TakeRecovered(); }
   absl::StatusOr<SegmentRef> CreateSegment(const BlockLayout& layout,
                                            uint32_t first_block) override;
-  absl::Status CommitManifest(const Manifest& manifest, absl::Time deadline) override;
-  absl::Status DeleteManifest(std::string_view name, absl::Time deadline) override {
-    return manifests_.Delete(name, deadline);
+  absl::Status CommitManifests(absl::Span<const Manifest> manifests, absl::Time deadline) override;
+  absl::Status DeleteManifests(absl::Span<const std::string> names, absl::Time deadline) override {
+    return manifests_.Delete(names, deadline);
   }
   absl::StatusOr<ParkedBytes> Park(std::string_view name) override { return manifests_.Park(name); }
   void Unpark(std::string_view name) override { manifests_.Unpark(name); }

@@ -79,6 +79,10 @@ void DiskBatch::DeleteSegment(SegmentId segment) {
   for (const RecordKind kind : {RecordKind::kRows, RecordKind::kPiece, RecordKind::kTail}) {
     DeleteRange(RecordKey(kind, segment), RecordKey(kind, NextId(segment)));
   }
+  DeleteWatermark(segment);
+}
+
+void DiskBatch::DeleteWatermark(SegmentId segment) {
   Delete(RecordKey(RecordKind::kWatermark, segment).view());
 }
 

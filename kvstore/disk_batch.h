@@ -32,8 +32,9 @@ class DiskBatch {
   void PutTail(const BlockKey& block, absl::Span<const std::byte> rows);
   void DeleteTail(const BlockKey& block);
   void PutWatermark(SegmentId segment, absl::Span<const DurableExtent> layers);
-  // All records of the segment.
+  // All records of the segment, by range tombstones: for one of unknown or many records.
   void DeleteSegment(SegmentId segment);
+  void DeleteWatermark(SegmentId segment);
   // Rows and pieces of blocks [first.block, end_block) of one layer and head.
   void DeleteBlocks(const BlockKey& first, uint32_t end_block, uint32_t granules);
   void PutManifest(std::string_view name, const ManifestRecord& record);

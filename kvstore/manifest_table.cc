@@ -90,13 +90,22 @@ std::vector<ManifestTable::Cut> ManifestTable::Plan(const Ranges& before,
 void ManifestTable::Put(const Cut& cut, DiskBatch& batch) const {
   const Segment& segment = *cut.segment;
   if (!segment.stored) return;
+  const BlockLayout& layout = segment.layout;
   if (cut.dies) {
-    batch.DeleteSegment(segment.id);
+    // Nothing lies beyond the durable end of an only lane, unless its watermark was damaged. Small
+    // segments come and go often, and every read looks at all range tombstones.
+    const uint32_t end = segment.lanes[0].durable_end;
+    if (segment.lanes.size() > 1 || end == segment.first_block) {
+      batch.DeleteSegment(segment.id);
+      return;
+    }
+    batch.DeleteBlocks(segment.Key(0, segment.first_block), end, layout.granules());
+    batch.DeleteTail(segment.Key(0, end));
+    batch.DeleteWatermark(segment.id);
     return;
   }
   // Left as it is: nobody knows what there is to cut.
   if (segment.unreadable) return;
-  const BlockLayout& layout = segment.layout;
   std::vector<DurableExtent> watermark;
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {
     const uint32_t end = segment.DurableEnd(layer);
@@ -189,25 +198,33 @@ void ManifestTable::UncountRanges(const Ranges& ranges, bool parked) {
   }
 }
 
-absl::Status ManifestTable::Change(const std::string& name, const Manifest* after) {
+void ManifestTable::Collect(std::string_view name, Ranges& ranges) const {
+  const auto it = manifests_.find(name);
+  if (it == manifests_.end()) return;
+  ranges.insert(ranges.end(), it->second.ranges.begin(), it->second.ranges.end());
+}
+
+absl::Status ManifestTable::Change(absl::Span<const Manifest> changed,
+                                   absl::Span<const std::string> gone) {
   std::vector<Cut> cuts;
   DiskBatch batch;
   Ranges before;
+  Ranges after;
   {
     MutexLock lock(core_.mu);
-    const auto it = manifests_.find(name);
-    if (it != manifests_.end()) before = it->second.ranges;
-    cuts = Plan(before, after == nullptr ? Ranges() : after->ranges);
+    for (const Manifest& manifest : changed) {
+      Collect(manifest.name, before);
+      after.insert(after.end(), manifest.ranges.begin(), manifest.ranges.end());
+    }
+    for (const std::string& name : gone) Collect(name, before);
+    cuts = Plan(before, after);
     for (const Cut& cut : cuts) Put(cut, batch);
   }
   if (core_.disk != nullptr) {
     const auto growth =
-        after == nullptr || !cuts.empty() ? DiskTier::Growth::kFrees : DiskTier::Growth::kBounded;
-    if (after == nullptr) {
-      batch.DeleteManifest(name);
-    } else {
-      batch.PutManifest(name, ToRecord(*after));
-    }
+        changed.empty() || !cuts.empty() ? DiskTier::Growth::kFrees : DiskTier::Growth::kBounded;
+    for (const Manifest& manifest : changed) batch.PutManifest(manifest.name, ToRecord(manifest));
+    for (const std::string& name : gone) batch.DeleteManifest(name);
     absl::Status status =
         core_.disk->Write(batch, core_.options.durability == Durability::kSync, growth);
     if (!status.ok()) {
@@ -218,13 +235,17 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
   }
   // The old ranges may hold the last references; `before` drops them after the mutex.
   MutexLock lock(core_.mu);
-  Entry& entry = manifests_[name];
-  UncountRanges(before, entry.parked);
-  if (after == nullptr) {
-    manifests_.erase(name);
-  } else {
-    CountRanges(after->ranges, entry.parked);
-    entry.ranges = after->ranges;
+  for (const Manifest& manifest : changed) {
+    Entry& entry = manifests_[manifest.name];
+    UncountRanges(entry.ranges, entry.parked);
+    CountRanges(manifest.ranges, entry.parked);
+    entry.ranges = manifest.ranges;
+  }
+  for (const std::string& name : gone) {
+    const auto it = manifests_.find(name);
+    if (it == manifests_.end()) continue;
+    UncountRanges(it->second.ranges, it->second.parked);
+    manifests_.erase(it);
   }
   for (const Cut& cut : cuts) Apply(cut);
   core_.room.NotifyAll();
@@ -232,26 +253,29 @@ absl::Status ManifestTable::Change(const std::string& name, const Manifest* afte
   return absl::OkStatus();
 }
 
-absl::Status ManifestTable::Commit(const Manifest& manifest, absl::Time deadline) {
+absl::Status ManifestTable::Commit(absl::Span<const Manifest> manifests, absl::Time deadline) {
   DiskTurn turn(core_);
   {
     MutexLock lock(core_.mu);
     if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
-    if (absl::Status status = Check(manifest); !status.ok()) return status;
-  }
-  return Change(manifest.name, &manifest);
-}
-
-absl::Status ManifestTable::Delete(std::string_view name, absl::Time deadline) {
-  DiskTurn turn(core_);
-  {
-    MutexLock lock(core_.mu);
-    if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
-    if (!manifests_.contains(name)) {
-      return absl::NotFoundError(absl::StrCat("no manifest is named ", std::string(name)));
+    for (const Manifest& manifest : manifests) {
+      if (absl::Status status = Check(manifest); !status.ok()) return status;
     }
   }
-  return Change(std::string(name), nullptr);
+  return Change(manifests, {});
+}
+
+absl::Status ManifestTable::Delete(absl::Span<const std::string> names, absl::Time deadline) {
+  DiskTurn turn(core_);
+  {
+    MutexLock lock(core_.mu);
+    if (!turn.Take(deadline)) return absl::DeadlineExceededError("waiting for the disk");
+    for (const std::string& name : names) {
+      if (manifests_.contains(name)) continue;
+      return absl::NotFoundError(absl::StrCat("no manifest is named ", name));
+    }
+  }
+  return Change({}, names);
 }
 
 void ManifestTable::Abandon(Segment& segment) {

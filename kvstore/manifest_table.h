@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kvstore/block_store.h"
 #include "kvstore/disk_tier.h"
 #include "kvstore/store_core.h"
@@ -34,8 +35,8 @@ class ManifestTable {
   absl::Status Recover(const MakeSegment& make_segment);
   std::vector<Manifest> TakeRecovered();
 
-  absl::Status Commit(const Manifest& manifest, absl::Time deadline);
-  absl::Status Delete(std::string_view name, absl::Time deadline);
+  absl::Status Commit(absl::Span<const Manifest> manifests, absl::Time deadline);
+  absl::Status Delete(absl::Span<const std::string> names, absl::Time deadline);
 
   // As BlockStore.
   absl::StatusOr<ParkedBytes> Park(std::string_view name);
@@ -78,8 +79,10 @@ class ManifestTable {
                 ParkedBytes& parked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   void ForgetOpenRows(Segment& segment, uint16_t lane_index, ParkedBytes& parked)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
-  // `after` null: delete. Requires the disk turn.
-  absl::Status Change(const std::string& name, const Manifest* after);
+  // Adds or replaces `changed`, and takes away `gone`. Requires the disk turn.
+  absl::Status Change(absl::Span<const Manifest> changed, absl::Span<const std::string> gone);
+  // Adds the ranges of the manifest of that name, if there is one.
+  void Collect(std::string_view name, Ranges& ranges) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
 
   // FailedPrecondition when the host tier is too small for an extent of some segment.
   absl::Status CheckExtents(const DiskIndex& index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);

@@ -79,6 +79,7 @@ absl::Status EmbeddedEngine::Start() {
 
 void EmbeddedEngine::StartOn(std::unique_ptr<kvstore::BlockStore> store) {
   store_ = std::move(store);
+  values_ = std::make_unique<ValueCache>(store_, CacheOptions());
   Recover();
   if (options_.prefetch && !options_.store.disk_path.empty()) {
     prefetcher_ = std::make_unique<Prefetcher>(*store_);
@@ -94,6 +95,19 @@ absl::StatusOr<std::unique_ptr<EmbeddedEngine>> EmbeddedEngine::Open(
   std::unique_ptr<EmbeddedEngine> engine = Unopened(options);
   if (absl::Status status = engine->Start(); !status.ok()) return status;
   return engine;
+}
+
+ValueCacheOptions EmbeddedEngine::CacheOptions() {
+  const kvstore::StoreOptions& store = options_.store;
+  const bool has_disk = !store.disk_path.empty();
+  const uint64_t lowest_bytes = has_disk ? store.disk_bytes : store.host_bytes;
+  return {.records = has_disk && store.durability != kvstore::Durability::kNone,
+          .tenant_bytes_max = options_.retained_bytes_max,
+          .value_bytes_max = std::min(options_.limits.max_value_bytes, lowest_bytes / 4),
+          .values_max = options_.limits.max_values,
+          .check_bytes = lowest_bytes / 64,
+          .clock = options_.clock,
+          .make_room = [this](const RoomWanted& wanted) { return ShrinkRetained(wanted); }};
 }
 
 std::unique_ptr<EmbeddedEngine> EmbeddedEngine::OpenOn(const EmbeddedOptions& options,

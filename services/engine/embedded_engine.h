@@ -20,11 +20,13 @@
 #include "services/engine/kv_engine.h"
 #include "services/engine/prefetcher.h"
 #include "services/engine/prefix_index.h"
+#include "services/engine/retained_set.h"
 #include "services/engine/sequence.h"
 #include "services/engine/step_input.h"
 #include "services/engine/step_part.h"
 #include "services/engine/step_recorder.h"
 #include "services/engine/step_tensors.h"
+#include "services/engine/value_cache.h"
 #include "services/engine/work_pool.h"
 
 namespace terrace::engine {
@@ -43,8 +45,9 @@ struct EmbeddedOptions {
   std::string record_steps;
   uint64_t record_bytes = uint64_t{256} << 20;
   Limits limits;
-  // Bytes of rows and index that closed sequences of one tenant may keep for prefixes, shared ones
-  // counted with each. Leases are not counted. Beyond it the least recently used go.
+  // Bytes that values of one tenant may take, and rows and index that its closed sequences may keep
+  // for prefixes, shared ones counted with each. Leases of prefixes are not counted. Beyond it the
+  // least recently used go.
   uint64_t retained_bytes_max = uint64_t{1} << 40;
   // Between two sweeps. Zero: nobody sweeps but who calls Sweep.
   absl::Duration sweep_interval = absl::Seconds(5);
@@ -116,6 +119,9 @@ class EmbeddedEngine final : public KvEngine {
   // they share blocks after a restart too. Not needed for correctness.
   void RecordTokens(absl::Time deadline);
 
+  // Opaque values of connectors, beside the sequences.
+  ValueCache& values() { return *values_; }
+
   // Null when no steps are recorded.
   StepRecorder* recorder() { return recorder_.get(); }
 
@@ -125,7 +131,7 @@ class EmbeddedEngine final : public KvEngine {
   // What the start could not bring back, a message each.
   std::vector<std::string> damaged() const {
     const kvstore::MutexLock lock(mu_);
-    std::vector<std::string> messages;
+    std::vector<std::string> messages = lost_values_;
     for (const auto& [handle, aside] : set_aside_) messages.emplace_back(aside.why.message());
     return messages;
   }
@@ -161,8 +167,10 @@ class EmbeddedEngine final : public KvEngine {
   };
 
   void StartOn(std::unique_ptr<kvstore::BlockStore> store);
-  // Sequences that cannot be brought back are set aside; the others are served.
+  ValueCacheOptions CacheOptions();
+  // Sequences that cannot be brought back are set aside, values deleted; the others are served.
   void Recover();
+  void RecoverValue(const kvstore::Manifest& manifest);
   // `durable` as in SetAside: filled in at a start, when it is empty.
   absl::Status RecoverOne(const kvstore::Manifest& manifest, std::vector<int64_t>& durable,
                           absl::Time deadline);
@@ -242,9 +250,16 @@ class EmbeddedEngine final : public KvEngine {
   absl::Status KeepHashed(Sequence& sequence, absl::Time deadline);
   // Drops a retained one, or closes one that has not been used for its time.
   void Expire(Sequence& sequence, absl::Time now);
-  // Drops retained sequences, those used longest ago first, of the tenant that has most of them:
-  // while that one is over its quota, the lowest tier is full, or the sequences are too many.
-  void ShrinkRetained();
+  // Drops retained sequences and values, those used longest ago first, of the tenant that has most:
+  // while that one is over its quota, the lowest tier is full, or sequences or values are too many,
+  // and for a put that found no room. Whether any was dropped.
+  bool ShrinkRetained(const RoomWanted& wanted);
+  // Adds retained sequences.
+  void AddRetained(RetainedSet& set) const;
+  // Whether the lowest tier is too full for what is retained, and by how much.
+  uint64_t ExcessBytes() const;
+  // Takes from the set until `needed` says no; false when it took nothing.
+  bool DropFrom(RetainedSet& set, const std::function<bool(uint64_t taken_bytes)>& needed);
   std::vector<std::shared_ptr<Sequence>> AllSequences() const;
   void RunSweeps();
   void SweepSoon();
@@ -265,16 +280,22 @@ class EmbeddedEngine final : public KvEngine {
   static SequenceSummary SummarizeBusy(const Sequence& sequence);
 
   const EmbeddedOptions options_;
-  std::unique_ptr<kvstore::BlockStore> store_;
+  // Shared with parts of values that are being sent.
+  std::shared_ptr<kvstore::BlockStore> store_;
   std::unique_ptr<WorkPool> pool_;
   // Null for none.
   std::unique_ptr<Prefetcher> prefetcher_;
   std::unique_ptr<StepRecorder> recorder_;
   PrefixIndex prefixes_;
+  std::unique_ptr<ValueCache> values_;
 
   mutable kvstore::Mutex mu_;
   std::map<std::string, std::shared_ptr<Sequence>, std::less<>> sequences_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, SetAside, std::less<>> set_aside_ ABSL_GUARDED_BY(mu_);
+  // What the start said of values that it could not bring back.
+  std::vector<std::string> lost_values_ ABSL_GUARDED_BY(mu_);
+  // Held by whoever gives up what is retained.
+  SequenceGate shrinking_;
   // Held by whoever brings one of them back.
   SequenceGate recovery_;
 

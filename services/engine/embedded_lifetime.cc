@@ -12,11 +12,12 @@ namespace {
 // How long a sweep waits for one sequence: the next sweep comes.
 constexpr absl::Duration kSweepPatience = absl::Milliseconds(100);
 
-// Whether what lives takes so much of a tier that retained sequences must give way. The rest is for
-// what comes before the next sweep, and on disk for garbage.
-bool IsFull(const kvstore::TierStats& tier) {
-  return tier.resident_bytes + tier.index_bytes > tier.capacity_bytes / 4 * 3;
-}
+// How long one who finds no room waits for another who makes some.
+constexpr absl::Duration kShrinkPatience = absl::Seconds(1);
+// What is given up beyond need, as a part of the quota or tier, so that puts need not look often.
+constexpr uint64_t kSlackDivisor = 64;
+// Values whose manifests are deleted at once.
+constexpr size_t kValuesAtOnce = 64;
 
 // Rows and index of a retained sequence, what it shares included.
 uint64_t BytesOf(const Sequence& sequence) {
@@ -103,46 +104,99 @@ void EmbeddedEngine::Expire(Sequence& sequence, absl::Time now) {
   (retain ? RetainLocked(sequence, deadline) : DropLocked(sequence, deadline)).IgnoreError();
 }
 
-void EmbeddedEngine::ShrinkRetained() {
-  std::map<std::string, uint64_t> bytes;
-  // With their last use: they may be used while they are sorted.
-  std::vector<std::pair<int64_t, std::shared_ptr<Sequence>>> retained;
+void EmbeddedEngine::AddRetained(RetainedSet& set) const {
   for (const std::shared_ptr<Sequence>& sequence : AllSequences()) {
     if (!sequence->retained() || sequence->leased) continue;
-    bytes[sequence->tenant] += BytesOf(*sequence);
-    retained.emplace_back(sequence->last_used_us.load(), sequence);
+    set.Add(
+        sequence->tenant,
+        {.last_used_us = sequence->last_used_us, .bytes = BytesOf(*sequence), .what = sequence});
   }
-  std::sort(retained.begin(), retained.end());
+}
+
+// Three quarters of a tier are for what lives. The rest is for what comes before somebody looks
+// again, and on disk for garbage.
+uint64_t EmbeddedEngine::ExcessBytes() const {
   const bool has_disk = !options_.store.disk_path.empty();
-  size_t count = sequence_count();
-  const auto count_max = static_cast<size_t>(options_.limits.max_sequences) / 8 * 7;
-  for (size_t left = retained.size(); left > 0; --left) {
-    // One tenant's content never costs another one more than it has itself (I11).
-    const auto most =
-        std::max_element(bytes.begin(), bytes.end(),
-                         [](const auto& a, const auto& b) { return a.second < b.second; });
-    const bool full =
-        IsFull(has_disk ? store_->DiskStats() : store_->HostStats()) || count > count_max;
-    if (!full && most->second <= options_.retained_bytes_max) return;
-    const auto victim = std::find_if(retained.begin(), retained.end(), [&](const auto& entry) {
-      return entry.second != nullptr && entry.second->tenant == most->first;
-    });
-    if (victim == retained.end()) return;
+  const kvstore::TierStats tier = has_disk ? store_->DiskStats() : store_->HostStats();
+  const uint64_t used = tier.resident_bytes + tier.index_bytes;
+  const uint64_t full = tier.capacity_bytes / 4 * 3;
+  return used <= full ? 0 : used - full + tier.capacity_bytes / kSlackDivisor;
+}
+
+bool EmbeddedEngine::DropFrom(RetainedSet& set,
+                              const std::function<bool(uint64_t taken_bytes)>& needed) {
+  const absl::Duration patience = kSweepPatience;
+  std::vector<std::shared_ptr<StoredValue>> values;
+  const auto drop_values = [&] {
+    values_->GiveUp(values, absl::Now() + patience);
+    values.clear();
+  };
+  uint64_t taken_bytes = 0;
+  bool any = false;
+  while (needed(taken_bytes)) {
+    std::optional<Retained> taken = set.Take();
+    if (!taken.has_value()) break;
+    any = true;
+    taken_bytes += taken->bytes;
+    if (auto* value = std::get_if<std::shared_ptr<StoredValue>>(&taken->what)) {
+      values.push_back(std::move(*value));
+      if (values.size() == kValuesAtOnce) drop_values();
+      continue;
+    }
     // Outlives its gate.
-    const std::shared_ptr<Sequence> sequence = std::move(victim->second);
-    most->second -= BytesOf(*sequence);
-    const absl::Time deadline = absl::Now() + kSweepPatience;
+    const auto sequence = std::get<std::shared_ptr<Sequence>>(std::move(taken->what));
+    const absl::Time deadline = absl::Now() + patience;
     const SoleHold gate(sequence->gate, deadline);
     if (gate.held()) DropLocked(*sequence, deadline).IgnoreError();
-    --count;
   }
+  drop_values();
+  return any;
+}
+
+bool EmbeddedEngine::ShrinkRetained(const RoomWanted& wanted) {
+  // One at a time, lest many who find no room each make all of it.
+  const SoleHold shrinking(shrinking_, absl::Now() + kShrinkPatience);
+  if (!shrinking.held()) return false;
+  bool any = false;
+  const Limits& limits = options_.limits;
+  const auto count_max = static_cast<uint64_t>(limits.max_sequences) / 8 * 7;
+  if (uint64_t count = sequence_count(); count > count_max) {
+    RetainedSet sequences;
+    AddRetained(sequences);
+    any |= DropFrom(sequences, [&](uint64_t) { return count-- > count_max; });
+  }
+  const auto values_max = static_cast<uint64_t>(limits.max_values) / 8 * 7;
+  if (uint64_t count = values_->size(); count > values_max) {
+    RetainedSet values;
+    values_->AddTo(values);
+    any |= DropFrom(values, [&](uint64_t) { return count-- > values_max; });
+  }
+  RetainedSet all;
+  AddRetained(all);
+  values_->AddTo(all);
+  all.Count(wanted.tenant, wanted.quota_bytes);
+  const uint64_t quota_max = options_.retained_bytes_max;
+  const bool put_is_over = wanted.quota_bytes > 0 && all.MostBytes() > quota_max;
+  const uint64_t quota = put_is_over ? quota_max - quota_max / kSlackDivisor : quota_max;
+  // With a disk, memory is made by who writes to it and who evicts.
+  const uint64_t memory_bytes = options_.store.disk_path.empty() ? wanted.memory_bytes : 0;
+  // What is shared frees less than it counts.
+  for (bool again = true; again;) {
+    const uint64_t excess = std::max(ExcessBytes(), memory_bytes);
+    again = DropFrom(
+        all, [&](uint64_t taken_bytes) { return taken_bytes < excess || all.MostBytes() > quota; });
+    any |= again;
+    again = again && ExcessBytes() > 0;
+  }
+  return any;
 }
 
 void EmbeddedEngine::Sweep() {
   const absl::Time now = options_.clock();
   DeleteRetainedAside();
   for (const std::shared_ptr<Sequence>& sequence : AllSequences()) Expire(*sequence, now);
-  ShrinkRetained();
+  values_->Expire();
+  ShrinkRetained({});
 }
 
 void EmbeddedEngine::RecordTokens(absl::Time deadline) {

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "services/engine/embedded_engine.h"
 #include "services/engine/error.h"
+#include "services/engine/value_record.h"
 
 namespace terrace::engine {
 namespace {
@@ -40,6 +41,10 @@ absl::Status WhyAside(absl::string_view handle, const absl::Status& status) {
 
 void EmbeddedEngine::Recover() {
   for (kvstore::Manifest& manifest : store_->TakeRecovered()) {
+    if (IsValueManifest(manifest.name)) {
+      RecoverValue(manifest);
+      continue;
+    }
     std::vector<int64_t> durable;
     const absl::Status status = RecoverOne(manifest, durable, absl::InfiniteFuture());
     if (status.ok()) continue;
@@ -57,6 +62,16 @@ void EmbeddedEngine::Recover() {
     const kvstore::MutexLock lock(mu_);
     set_aside_.emplace(handle, std::move(aside));
   }
+}
+
+// A value can be put again, so what is left of one is no use to anybody.
+void EmbeddedEngine::RecoverValue(const kvstore::Manifest& manifest) {
+  absl::Status status = values_->Recover(manifest);
+  if (status.ok()) return;
+  if (absl::IsDataLoss(status))
+    store_->DeleteManifest(manifest.name, absl::InfiniteFuture()).IgnoreError();
+  const kvstore::MutexLock lock(mu_);
+  lost_values_.push_back(absl::StrCat(manifest.name, ": ", status.message()));
 }
 
 absl::StatusOr<EmbeddedEngine::SetAside> EmbeddedEngine::FindAside(const Caller& caller,

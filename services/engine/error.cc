@@ -96,6 +96,13 @@ absl::Status LimitExceeded(absl::string_view what) {
                     {.reason = "LIMIT_EXCEEDED", .metadata = {}, .retry_delay = kRetryDelay});
 }
 
+absl::Status ValueNotFound() { return absl::NotFoundError("no value under this key"); }
+
+absl::Status ValueConflict() {
+  return WithDetail(absl::AlreadyExistsError("other bytes are under this key already"),
+                    {.reason = "VALUE_CONFLICT", .metadata = {}, .retry_delay = std::nullopt});
+}
+
 absl::Status Draining() {
   return WithDetail(absl::UnavailableError("draining: this process is about to stop"),
                     {.reason = "DRAINING", .metadata = {}, .retry_delay = absl::Seconds(1)});

@@ -40,6 +40,9 @@ absl::Status NoRoom(absl::string_view what);
 // Unavailable: memory or disk does not do what it should at the moment.
 absl::Status TierUnavailable(absl::string_view what);
 absl::Status LimitExceeded(absl::string_view what);
+// The same for a key that is unknown and for another tenant's (I11).
+absl::Status ValueNotFound();
+absl::Status ValueConflict();
 absl::Status Draining();
 // Unavailable: the process serves, but does not have its sequences back yet.
 absl::Status Recovering();

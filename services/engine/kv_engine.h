@@ -72,6 +72,11 @@ struct Limits {
   int64_t max_sequences = 65536;
   // Rows and selections of one answer.
   int64_t max_answer_bytes = int64_t{1} << 30;
+  // One value; a quarter of the lowest tier where that is less.
+  uint64_t max_value_bytes = uint64_t{1} << 30;
+  int64_t max_values = int64_t{1} << 18;
+  // Keys of one call.
+  int max_keys = 4096;
 };
 
 // How a list for people is made.

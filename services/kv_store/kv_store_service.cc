@@ -8,6 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "services/kv_store/block_export.h"
+#include "services/kv_store/block_intake.h"
+#include "services/kv_store/block_output.h"
+#include "services/kv_store/block_stream.h"
 #include "services/kv_store/part_convert.h"
 #include "services/runtime/bulk_append_reactor.h"
 #include "services/runtime/call.h"
@@ -37,7 +40,29 @@ engine::StepOptions OptionsOf(const v1::StoreStepRequest& request, absl::Time ar
   return options;
 }
 
-class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
+// Data of one message of GetBlocks; of the largest message allowed, its other fields take less.
+constexpr uint64_t kBlockDataBytes = uint64_t{1} << 20;
+constexpr uint64_t kFieldsBytes = uint64_t{4} << 10;
+
+absl::Status CheckKeys(int keys, int keys_max) {
+  if (keys <= keys_max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("keys: got ", keys, ", expected at most ", keys_max));
+}
+
+// Rpc::CallbackService, but that messages with much data come and go as bytes.
+using Rpc = v1::KvStoreService;
+using Service = Rpc::WithRawCallbackMethod_PutBlocks<
+    Rpc::WithRawCallbackMethod_GetBlocks<Rpc::WithCallbackMethod_OpenSequence<
+        Rpc::WithCallbackMethod_LookupPrefix<Rpc::WithCallbackMethod_Append<
+            Rpc::WithCallbackMethod_AttendSteps<Rpc::WithCallbackMethod_ReadRows<
+                Rpc::WithCallbackMethod_ReadBlocks<Rpc::WithCallbackMethod_Truncate<
+                    Rpc::WithCallbackMethod_Flush<Rpc::WithCallbackMethod_Park<
+                        Rpc::WithCallbackMethod_Close<Rpc::WithCallbackMethod_GetSequence<
+                            Rpc::WithCallbackMethod_GetLimits<Rpc::WithCallbackMethod_LookupBlocks<
+                                Rpc::WithCallbackMethod_DeleteBlocks<Rpc::Service>>>>>>>>>>>>>>>>;
+
+class KvStoreServiceImpl final : public Service {
  public:
   KvStoreServiceImpl(engine::EmbeddedEngine& engine, runtime::Executor& executor,
                      runtime::Drain& drain, uint64_t max_message_bytes)
@@ -135,8 +160,38 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
                                       v1::GetLimitsResponse* response) override {
     return RunInline(context, executor_, [=, this] {
       runtime::GetLimits(engine_, max_message_bytes_, engine_.shard(), response);
+      response->set_max_block_bytes(engine_.values().value_bytes_max());
+      response->set_max_keys(static_cast<uint32_t>(engine_.limits().max_keys));
       return absl::OkStatus();
     });
+  }
+
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* PutBlocks(
+      grpc::CallbackServerContext* context) override {
+    return new BlockStream(context, executor_, drain_,
+                           std::make_unique<BlockIntake>(engine_, CallerOf(*context)));
+  }
+
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* GetBlocks(
+      grpc::CallbackServerContext* context) override {
+    const uint64_t data_bytes_max = std::min(kBlockDataBytes, max_message_bytes_ - kFieldsBytes);
+    return new BlockStream(
+        context, executor_, drain_,
+        std::make_unique<BlockOutput>(engine_, CallerOf(*context), data_bytes_max));
+  }
+
+  grpc::ServerUnaryReactor* LookupBlocks(grpc::CallbackServerContext* context,
+                                         const v1::LookupBlocksRequest* request,
+                                         v1::LookupBlocksResponse* response) override {
+    return RunUnary(context, executor_, *request,
+                    [=, this] { return LookupBlocksOf(CallerOf(*context), *request, response); });
+  }
+
+  grpc::ServerUnaryReactor* DeleteBlocks(grpc::CallbackServerContext* context,
+                                         const v1::DeleteBlocksRequest* request,
+                                         v1::DeleteBlocksResponse* /*response*/) override {
+    return RunUnary(context, executor_, *request,
+                    [=, this] { return DeleteBlocksOf(CallerOf(*context), *request); });
   }
 
  private:
@@ -194,6 +249,26 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
     if (!rows.ok()) return rows.status();
     SetRows(geometry, *rows, response->mutable_rows());
     return absl::OkStatus();
+  }
+
+  absl::Status LookupBlocksOf(const engine::Caller& caller, const v1::LookupBlocksRequest& request,
+                              v1::LookupBlocksResponse* response) {
+    absl::Status status = CheckKeys(request.keys_size(), engine_.limits().max_keys);
+    if (!status.ok()) return status;
+    const std::vector<std::string> keys(request.keys().begin(), request.keys().end());
+    const absl::StatusOr<engine::ValuesFound> found =
+        engine_.values().Lookup(caller, keys, runtime::FromProto(request.lease()));
+    if (!found.ok()) return found.status();
+    ToProto(*found, response);
+    return absl::OkStatus();
+  }
+
+  absl::Status DeleteBlocksOf(const engine::Caller& caller,
+                              const v1::DeleteBlocksRequest& request) {
+    absl::Status status = CheckKeys(request.keys_size(), engine_.limits().max_keys);
+    if (!status.ok()) return status;
+    const std::vector<std::string> keys(request.keys().begin(), request.keys().end());
+    return engine_.values().Delete(caller, keys);
   }
 
   engine::EmbeddedEngine& engine_;

@@ -1,5 +1,7 @@
 #include "services/kv_store/part_convert.h"
 
+#include <google/protobuf/util/time_util.h>
+
 #include <cstring>
 #include <string>
 #include <utility>
@@ -132,6 +134,14 @@ engine::HeldRows HeldOf(const v1::StoreStepItem& proto) {
     held.positions.emplace_back(rows.positions().begin(), rows.positions().end());
   }
   return held;
+}
+
+void ToProto(const engine::ValuesFound& found, v1::LookupBlocksResponse* proto) {
+  proto->mutable_size_bytes()->Add(found.sizes.begin(), found.sizes.end());
+  proto->set_leading_count(static_cast<uint32_t>(found.leading));
+  if (found.lease_expires == absl::InfinitePast()) return;
+  *proto->mutable_lease_expires() = google::protobuf::util::TimeUtil::MicrosecondsToTimestamp(
+      absl::ToUnixMicros(found.lease_expires));
 }
 
 }  // namespace terrace::kv_store

@@ -6,6 +6,7 @@
 #include "absl/status/statusor.h"
 #include "services/engine/step_input.h"
 #include "services/engine/step_part.h"
+#include "services/engine/value_cache.h"
 #include "terrace/v1/kv_store.pb.h"
 
 namespace terrace::kv_store {
@@ -18,6 +19,8 @@ absl::StatusOr<engine::StepPart> FromProto(const v1::StoreStepResult& proto);
 
 void ToProto(const engine::HeldRows& held, v1::StoreStepItem* proto);
 engine::HeldRows HeldOf(const v1::StoreStepItem& proto);
+
+void ToProto(const engine::ValuesFound& found, v1::LookupBlocksResponse* proto);
 
 }  // namespace terrace::kv_store
 

@@ -29,9 +29,12 @@ absl::Status Executor::refusal() const {
 }
 
 bool Executor::Submit(std::function<void()> task) {
-  const kvstore::MutexLock lock(mu_);
-  if (queue_.size() >= queue_max_) return false;
-  queue_.push_back(std::move(task));
+  {
+    const kvstore::MutexLock lock(mu_);
+    if (queue_.size() >= queue_max_) return false;
+    queue_.push_back(std::move(task));
+  }
+  // Not under the mutex, which who wakes up takes first.
   changed_.NotifyOne();
   return true;
 }

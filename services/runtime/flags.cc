@@ -132,7 +132,7 @@ void AddEngineFlags(CLI::App& app, engine::EmbeddedOptions& options) {
       ->group(group);
   AddSize(app, "--disk-bytes", store.disk_bytes, "Physical bytes of the disk tier")->group(group);
   AddSize(app, "--retained-bytes", options.retained_bytes_max,
-          "Rows and index that closed sequences of one tenant may keep for prefixes")
+          "What one tenant's values, and its closed sequences for prefixes, may take")
       ->group(group);
   app.add_option("--durability", store.durability,
                  "When rows reach the disk: none (on flush), async, sync")

@@ -34,6 +34,9 @@ void FlushBeforeExit(engine::EmbeddedEngine& engine, const kvstore::StoreOptions
     }
   }
   engine.RecordTokens(deadline);
+  if (const absl::Status status = engine.values().AwaitRecorded(deadline); !status.ok()) {
+    spdlog::warn("event=flushed_values message=\"{}\"", std::string(status.message()));
+  }
   if (failed == 0) {
     spdlog::info("event=flushed sequences={}", flushed);
   } else {

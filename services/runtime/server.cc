@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "services/engine/error.h"
@@ -95,6 +96,9 @@ void StopServer(grpc::Server& server, absl::Time deadline, const std::function<v
 void InitProcess(const std::string& log_level) {
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // The distribution builds Abseil with its search for deadlocks on: all locks of gRPC would take
+  // turns at one.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   mallopt(M_MMAP_THRESHOLD, kKeepAllocationBytes);
   mallopt(M_TRIM_THRESHOLD, kKeepAllocationBytes);
   spdlog::set_level(spdlog::level::from_str(log_level));

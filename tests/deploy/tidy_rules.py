@@ -28,7 +28,7 @@ GRPC_HEADERS = [
     "services/*_client.h",
     "services/*/convert*.h",
     "services/runtime/*.h",
-    "services/kv_store/block_export.h",
+    "services/kv_store/block_*.h",
     "services/kv_store/step_stub.h",
     "services/frontend/*_backend.h",
     "tests/services/*.h",

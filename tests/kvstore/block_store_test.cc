@@ -293,6 +293,8 @@ TEST_F(BlockStoreTest, WithoutADiskNothingLeavesAndReserveDoesNotWait) {
   EXPECT_GT(sealed, 10u);
   EXPECT_OK(CheckBlocks(*store_, *segment, 0, sealed));
   EXPECT_THAT(store_->Flush(*segment, {}, Soon()), StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(store_->AwaitDurable(*segment, Soon()),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST_F(BlockStoreTest, ReserveIsIdempotentAndChecked) {

@@ -46,11 +46,12 @@ class CountingStore final : public kvstore::BlockStore {
                                                     uint32_t first_block) override {
     return store_->CreateSegment(layout, first_block);
   }
-  absl::Status CommitManifest(const kvstore::Manifest& manifest, absl::Time deadline) override {
-    return store_->CommitManifest(manifest, deadline);
+  absl::Status CommitManifests(absl::Span<const kvstore::Manifest> manifests,
+                               absl::Time deadline) override {
+    return store_->CommitManifests(manifests, deadline);
   }
-  absl::Status DeleteManifest(std::string_view name, absl::Time deadline) override {
-    return store_->DeleteManifest(name, deadline);
+  absl::Status DeleteManifests(absl::Span<const std::string> names, absl::Time deadline) override {
+    return store_->DeleteManifests(names, deadline);
   }
   absl::StatusOr<kvstore::ParkedBytes> Park(std::string_view name) override {
     return store_->Park(name);

@@ -5,14 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "kvstore/disk_tier.h"
+#include "tests/services/engine/disk_damage.h"
 #include "tests/services/engine/engine_client.h"
 #include "tests/services/engine/plain_cache.h"
 #include "tests/status_matchers.h"
@@ -35,25 +33,6 @@ Geometry OneHead() {
           .head_dim = 64,
           .storage = attention::Dtype::kFloat32,
           .scale = 0};
-}
-
-// Flips a bit of every copy of `bytes` in the files of a closed database; how many there were.
-int FlipOnDisk(const std::string& folder, const std::vector<std::byte>& bytes) {
-  int flipped = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    const std::string extension = entry.path().extension();
-    if (extension != ".blob" && extension != ".sst") continue;
-    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
-    const std::string all((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    const std::string needle(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-    for (size_t at = all.find(needle); at != std::string::npos; at = all.find(needle, at + 1)) {
-      file.clear();
-      file.seekp(static_cast<std::streamoff>(at));
-      file.put(static_cast<char>(all[at] ^ 1));
-      ++flipped;
-    }
-  }
-  return flipped;
 }
 
 class DamageTest : public ::testing::Test {
