@@ -62,8 +62,8 @@ class DiskDatabase {
                 absl::Span<rocksdb::PinnableSlice> values, absl::Span<rocksdb::Status> statuses);
   // RocksDB has stopped writing for another reason than a Write that failed.
   void StopsWriting() { failed_ = true; }
-  // After a failed Write, or that: opens the database anew, unless the file system still refuses writes.
-  // Waits for users. Costs nothing when none has failed.
+  // After a failed Write, or that: opens the database anew, unless the file system still refuses
+  // writes. Waits for users. Costs nothing when none has failed.
   void Revive();
 
   // A Write has failed, and Revive has not undone it yet: it may be there if the process dies now.

@@ -14,8 +14,8 @@ namespace {
 absl::Status Recover(engine::EmbeddedEngine& engine) {
   const absl::Time begin = absl::Now();
   if (absl::Status status = engine.Start(); !status.ok()) return status;
-  spdlog::info("event=recovered sequences={} values={} time_to_ready={}", engine.sequence_count(),
-               engine.values().size(), absl::FormatDuration(absl::Now() - begin));
+  spdlog::info("event=recovered sequences={} time_to_ready={} values={}", engine.sequence_count(),
+               absl::FormatDuration(absl::Now() - begin), engine.values().size());
   for (const std::string& message : engine.damaged()) {
     spdlog::error("event=damaged_sequence message=\"{}\"", message);
   }

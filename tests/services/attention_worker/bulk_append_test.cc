@@ -162,10 +162,9 @@ TEST_F(BulkAppendTest, WhatIsWrongIsSaid) {
   EXPECT_THAT(Send({epoch}, &response), StatusIs(absl::StatusCode::kFailedPrecondition));
   v1::AppendKvRequest far = good;
   far.mutable_chunks(0)->set_position(UINT64_MAX);
-  const absl::Status too_long = Send({far}, &response);
-  EXPECT_THAT(too_long, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("position")));
-  // No retry makes it shorter.
-  EXPECT_FALSE(engine::DetailOf(too_long)->retry_delay.has_value());
+  const absl::Status gap = Send({far}, &response);
+  EXPECT_THAT(gap, StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("gap")));
+  EXPECT_EQ(engine::DetailOf(gap)->metadata.at("expected_position"), "10");
   v1::AppendKvRequest layer = good;
   layer.mutable_chunks(0)->set_layer(UINT32_MAX);
   EXPECT_THAT(Send({layer}, &response),

@@ -204,7 +204,7 @@ TEST_P(CrashTest, ServesWhatWasSentAndAllThatWasAcknowledged) {
     Check(*engine, *back, sent);
     if (HasFatalFailure()) return;
   }
-  EXPECT_GT(done, kRounds) << "no round got anywhere";
+  EXPECT_GT(done, 0) << "no round got anywhere";
 }
 
 INSTANTIATE_TEST_SUITE_P(Durability, CrashTest, ::testing::Bool(),
