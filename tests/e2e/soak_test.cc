@@ -61,6 +61,7 @@ class Tenant {
   void Run() {
     while (!work_.stop && !::testing::Test::HasFailure()) {
       Begin();
+      if (sequences_.empty()) return;
       for (int i = 0; i < 60 && !work_.stop; ++i) Use();
       if (sequences_.size() == kSequencesMax) End();
     }

@@ -13,6 +13,8 @@ namespace {
 
 // Tokens of one message of a bulk append.
 constexpr uint64_t kChunkTokens = 50;
+// Whoever connects to a store that was just killed waits in vain.
+constexpr absl::Duration kConnectPatience = absl::Seconds(10);
 
 using Stream = grpc::ClientReaderWriter<v1::StoreStepRequest, v1::StoreStepResponse>;
 
@@ -55,7 +57,10 @@ struct StoreClient::Calls {
 };
 
 StoreClient::StoreClient(const std::string& address) : calls_(new Calls) {
-  calls_->stub = v1::KvStoreService::NewStub(MakeChannel(address));
+  const std::shared_ptr<grpc::Channel> channel = MakeChannel(address);
+  // A busy machine may break a connection that begins: calls come when there is one.
+  channel->WaitForConnected(absl::ToChronoTime(absl::Now() + kConnectPatience));
+  calls_->stub = v1::KvStoreService::NewStub(channel);
 }
 
 StoreClient::~StoreClient() {
