@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Configures (where needed) and builds one preset of CMakePresets.json:
-#   deploy/build.sh PRESET [TARGET...]      without a target: everything
+#   deploy/build.sh PRESET [TARGET...]      without a target: what is shipped; terrace_tests: the tests
 # The binaries lie in build/PRESET/bin. TERRACE_JOBS sets the number of parallel jobs.
 set -euo pipefail
 

@@ -68,9 +68,9 @@ uint64_t KnownCells(const ReadRequest& request, ExtentKind kind, ExtentRef* ref)
   return end <= start ? 0 : CellRange(std::max(start, segment.first_block) - start, end - start);
 }
 
-// Whether nobody refers any more to what was read.
+// Whether what was to be read may be gone because nobody refers to it any more.
 bool IsFreed(const Segment& segment, const CellRead& read) {
-  return segment.dead || read.block.block >= segment.trim_end;
+  return read.block.block >= segment.deleted_end;
 }
 
 }  // namespace

@@ -127,7 +127,7 @@ void ManifestTable::Apply(const Cut& cut) {
   Segment& segment = *cut.segment;
   const BlockLayout& layout = segment.layout;
   const uint32_t keep_end = cut.dies ? segment.first_block : cut.keep_end;
-  segment.trim_end = keep_end;
+  segment.trim_end = segment.deleted_end = keep_end;
   segment.dead = cut.dies;
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {
     if (segment.DurableEnd(layer) >= keep_end) segment.tail_rows[layer] = 0;
@@ -218,7 +218,10 @@ absl::Status ManifestTable::Change(absl::Span<const Manifest> changed,
     }
     for (const std::string& name : gone) Collect(name, before);
     cuts = Plan(before, after);
-    for (const Cut& cut : cuts) Put(cut, batch);
+    for (const Cut& cut : cuts) {
+      Put(cut, batch);
+      cut.segment->deleted_end = cut.dies ? 0 : cut.keep_end;
+    }
   }
   if (core_.disk != nullptr) {
     const auto growth =
@@ -229,6 +232,7 @@ absl::Status ManifestTable::Change(absl::Span<const Manifest> changed,
         core_.disk->Write(batch, core_.options.durability == Durability::kSync, growth);
     if (!status.ok()) {
       MutexLock lock(core_.mu);
+      for (const Cut& cut : cuts) cut.segment->deleted_end = cut.segment->trim_end;
       core_.CountDiskError(status);
       return status;
     }

@@ -132,6 +132,8 @@ class Segment : public std::enable_shared_from_this<Segment> {
   uint32_t trim_end = kOpenEnd;
   // All blocks are freed.
   bool dead = false;
+  // Blocks from here on are being deleted on disk, or are freed.
+  uint32_t deleted_end = kOpenEnd;
   // Records of it are on disk.
   bool stored = false;
   // Its watermark is damaged, so it seems empty.

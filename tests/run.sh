@@ -29,7 +29,7 @@ skipped_cases() {
 }
 
 deploy/install-packages.sh
-deploy/build.sh "$preset"
+deploy/build.sh "$preset" all terrace_tests
 
 rm -f "$log"
 rc=0

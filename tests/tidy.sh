@@ -25,5 +25,11 @@ mapfile -t sources < <(
 )
 printf 'tidy: %d sources differ from %s\n' "${#sources[@]}" "$base"
 if ((${#sources[@]} == 0)); then exit 0; fi
+
+# clang cannot read headers that gcc has precompiled.
+commands=$(mktemp -d)
+trap 'rm -rf "$commands"' EXIT
+sed -E 's/ -Winvalid-pch -include [^ ]+//' "build/$preset/compile_commands.json" \
+  >"$commands/compile_commands.json"
 printf '%s\0' "${sources[@]}" |
-  xargs -0 -n 1 -P "${TERRACE_JOBS:-$(nproc)}" clang-tidy --quiet -p "build/$preset"
+  xargs -0 -n 1 -P "${TERRACE_JOBS:-$(nproc)}" clang-tidy --quiet -p "$commands"

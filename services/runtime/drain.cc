@@ -16,6 +16,7 @@ uint64_t Drain::Add(std::function<void()> listener) {
 void Drain::Remove(uint64_t id) {
   const kvstore::MutexLock lock(mu_);
   listeners_.erase(id);
+  if (listeners_.empty()) removed_.NotifyAll();
 }
 
 void Drain::Start() {
@@ -23,6 +24,11 @@ void Drain::Start() {
   if (started_) return;
   started_ = true;
   for (const auto& [id, listener] : listeners_) listener();
+}
+
+void Drain::AwaitNone(absl::Time deadline) const {
+  const kvstore::MutexLock lock(mu_);
+  while (!listeners_.empty() && removed_.WaitUntil(mu_, deadline)) continue;
 }
 
 bool Drain::started() const {

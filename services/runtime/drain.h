@@ -7,6 +7,7 @@
 #include <map>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/time/time.h"
 #include "kvstore/mutex.h"
 
 namespace terrace::runtime {
@@ -20,9 +21,12 @@ class Drain {
 
   void Start();
   bool started() const;
+  // Waits until no listener is left.
+  void AwaitNone(absl::Time deadline) const;
 
  private:
   mutable kvstore::Mutex mu_;
+  mutable kvstore::CondVar removed_;
   bool started_ ABSL_GUARDED_BY(mu_) = false;
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   std::map<uint64_t, std::function<void()>> listeners_ ABSL_GUARDED_BY(mu_);

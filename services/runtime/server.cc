@@ -31,6 +31,9 @@ constexpr int kMinPingIntervalMs = 10'000;
 constexpr int kKeepAllocationBytes = 256 << 20;
 // What has to be written at an orderly end gets this much, even when calls took all of the drain.
 constexpr absl::Duration kFinishMin = absl::Seconds(5);
+// Between the ends of streams and of their connections: one that is closed while its client still
+// sends is reset, and takes with it what the client has not read yet.
+constexpr absl::Duration kPartingTime = absl::Milliseconds(200);
 
 sigset_t StopSignals() {
   sigset_t signals;
@@ -140,6 +143,8 @@ absl::Status Serve(const ServerFlags& flags, const Daemon& daemon) {
   SetHealth(*server, false);
   daemon.executor.Refuse(engine::Draining());
   daemon.drain.Start();
+  daemon.drain.AwaitNone(deadline);
+  absl::SleepFor(std::min(kPartingTime, deadline - absl::Now()));
   StopServer(*server, deadline, daemon.around.cancel);
   if (daemon.around.finish) daemon.around.finish(std::max(deadline, absl::Now() + kFinishMin));
   spdlog::info("event=stopped");

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "services/kv_store/block_wire.h"
 #include "terrace/v1/kv_store.grpc.pb.h"
 #include "tests/bench/require.h"
@@ -30,6 +32,23 @@ std::shared_ptr<grpc::Channel> Connect(int port) {
   arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kWindowBytes);
   return grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port),
                                    grpc::InsecureChannelCredentials(), arguments);
+}
+
+// A store listens, and refuses, before it has read its disk.
+std::shared_ptr<grpc::Channel> AwaitServing(std::shared_ptr<grpc::Channel> channel) {
+  const auto stub = v1::KvStoreService::NewStub(channel);
+  const absl::Time end = absl::Now() + absl::Seconds(60);
+  for (;;) {
+    grpc::ClientContext context;
+    v1::LookupBlocksRequest request;
+    request.add_keys("none");
+    v1::LookupBlocksResponse response;
+    const grpc::Status status = stub->LookupBlocks(&context, request, &response);
+    if (status.ok()) return channel;
+    Require(status.error_code() == grpc::StatusCode::UNAVAILABLE && absl::Now() < end,
+            "LookupBlocks: " + status.error_message());
+    absl::SleepFor(absl::Milliseconds(5));
+  }
 }
 
 grpc::Slice Borrowed(absl::Span<const std::byte> bytes) {
@@ -86,7 +105,7 @@ class BlockClient::Stream {
 
 struct BlockClient::Rep {
   explicit Rep(int port)
-      : channel(Connect(port)),
+      : channel(AwaitServing(Connect(port))),
         generic(channel),
         stub(v1::KvStoreService::NewStub(channel)),
         puts(generic, "PutBlocks"),

@@ -12,7 +12,7 @@ namespace terrace::bench {
 
 class BlockClient final : public KeyValueClient {
  public:
-  // To 127.0.0.1.
+  // To 127.0.0.1; waits until the store serves.
   explicit BlockClient(int port);
   ~BlockClient() override;
 

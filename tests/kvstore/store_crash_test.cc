@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <iostream>
 #include <map>
@@ -29,6 +30,7 @@ namespace {
 constexpr int kRounds = 20;
 // Between two flushes.
 constexpr uint32_t kFlushedBlocks = 13;
+// Then the mode, a colon, the round, a colon, and the folder.
 constexpr const char* kChildFlag = "--write-until-killed=";
 
 struct Mode {
@@ -64,8 +66,10 @@ int GiveUp(const absl::Status& status) {
   return 2;
 }
 
-// Goes on with the sequence in the folder, or begins it.
-int WriteUntilKilled(const std::string& path, Durability durability) {
+// Goes on with the sequence in the folder, or begins it. Bytes of blocks are those of the round.
+int WriteUntilKilled(const std::string& argument, Durability durability) {
+  const auto round = static_cast<uint32_t>(std::stoul(argument));
+  const std::string path = argument.substr(argument.find(':') + 1);
   auto store = BlockStore::Open(Options(path, durability));
   if (!store.ok()) return GiveUp(store.status());
   const std::vector<Manifest> recovered = (*store)->TakeRecovered();
@@ -93,7 +97,7 @@ int WriteUntilKilled(const std::string& path, Durability durability) {
     Say(Event::kSent, end + 1);
     for (uint16_t layer = 0; layer < 2; ++layer) {
       for (uint16_t head = 0; head < 2; ++head) {
-        const absl::Status status = AppendBlock(**store, *segment, layer, head, end);
+        const absl::Status status = AppendBlock(**store, *segment, layer, head, end, round);
         if (!status.ok()) return GiveUp(status);
       }
     }
@@ -106,14 +110,15 @@ int WriteUntilKilled(const std::string& path, Durability durability) {
 }
 
 // Runs the writer until it is killed after `patience_ms`; returns the last of each event.
-std::map<Event, uint32_t> RunWriter(const Mode& mode, const std::string& path, int patience_ms) {
+std::map<Event, uint32_t> RunWriter(const Mode& mode, int round, const std::string& path,
+                                    int patience_ms) {
   int ends[2];
   EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
   std::string self = "/proc/self/exe";
-  std::string flag = kChildFlag + std::string(mode.name) + ":" + path;
+  std::string flag = kChildFlag + std::string(mode.name) + ":" + std::to_string(round) + ":" + path;
   char* arguments[] = {self.data(), flag.data(), nullptr};
   pid_t child = 0;
   EXPECT_EQ(posix_spawn(&child, self.c_str(), &actions, nullptr, arguments, environ), 0);
@@ -151,11 +156,13 @@ TEST_P(StoreCrash, ServesExactlyADurablePrefix) {
   const TempFolder folder;
   const std::string path = folder.path() + "/disk";
   uint32_t sent = 0;
+  // What a flush, or the last restart, said to be on disk.
   uint32_t acknowledged = 0;
-  uint32_t longest = 0;
+  // By layer and block, the round that wrote what is on disk.
+  std::array<std::vector<uint32_t>, 2> rounds;
   bool any_unasked = false;
   for (int round = 0; round < kRounds; ++round) {
-    const auto said = RunWriter(GetParam(), path, static_cast<int>(20 + random() % 150));
+    const auto said = RunWriter(GetParam(), round, path, static_cast<int>(20 + random() % 150));
     if (said.contains(Event::kSent)) sent = std::max(sent, said.at(Event::kSent));
     if (said.contains(Event::kFlushed)) acknowledged = said.at(Event::kFlushed);
     auto store = BlockStore::Open(Options(path, GetParam().durability));
@@ -166,10 +173,14 @@ TEST_P(StoreCrash, ServesExactlyADurablePrefix) {
       continue;
     }
     Segment& segment = *recovered[0].ranges[0].segment;
+    uint32_t kept = sent;
     for (uint16_t layer = 0; layer < 2; ++layer) {
       const uint32_t served = (*store)->Durable(segment, layer).end_block;
-      longest = std::max(longest, served);
-      EXPECT_GE(served, acknowledged);
+      kept = std::min(kept, served);
+      ASSERT_GE(served, acknowledged);
+      // What was served once stays, with the bytes that it had.
+      ASSERT_GE(served, rounds[layer].size());
+      rounds[layer].resize(served, static_cast<uint32_t>(round));
       EXPECT_LE(served, sent);
       // Without write-behind, blocks of a flush that was begun at most.
       if (GetParam().durability == Durability::kNone) {
@@ -181,12 +192,14 @@ TEST_P(StoreCrash, ServesExactlyADurablePrefix) {
         if (block + 100 < served && random() % 64 != 0) continue;
         for (uint16_t head = 0; head < 2; ++head) {
           ASSERT_EQ((*store)->SealedEnd(segment, layer, head), served);
-          ASSERT_OK(CheckBlock(**store, segment, layer, head, block)) << block;
+          ASSERT_OK(CheckBlock(**store, segment, layer, head, block, rounds[layer][block]))
+              << block;
         }
       }
     }
+    acknowledged = kept;
   }
-  EXPECT_GT(longest, 0u) << "no round got anywhere";
+  EXPECT_FALSE(rounds[0].empty()) << "no round got anywhere";
   if (GetParam().durability != Durability::kNone) {
     EXPECT_TRUE(any_unasked) << "nothing was written behind";
   }
