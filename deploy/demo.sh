@@ -169,7 +169,7 @@ $BIN/terracectl --endpoint $worker describe $handle
 $BIN/terrace-generate --model $MODEL --attention $worker \\
   --prompt-file $DOCUMENTS/northanger_prompt.txt --tokens 200 --policy sparq:r=16,k=96,window=32
 
-To stop:  kill $pids && rm -r $run_dir
+To stop:  kill $pids && tail --pid=${pids##* } -f /dev/null && rm -r $run_dir
 TEXT
 }
 

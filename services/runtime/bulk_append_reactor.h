@@ -49,6 +49,7 @@ class BulkAppendReactor final : public grpc::ServerReadReactor<v1::AppendKvReque
     const uint64_t bytes = ok ? request_.ByteSizeLong() : 0;
     executor_.bytes().Take(bytes);
     const auto task = [this, ok, bytes] {
+      admitted_ = true;
       const absl::Status status = ok ? Add() : append_.End(response_);
       executor_.bytes().Give(bytes);
       if (ok && status.ok()) {
@@ -61,8 +62,7 @@ class BulkAppendReactor final : public grpc::ServerReadReactor<v1::AppendKvReque
       executor_.Continue(task);
       return;
     }
-    admitted_ = executor_.Submit(task);
-    if (admitted_) return;
+    if (executor_.Submit(task)) return;
     executor_.bytes().Give(bytes);
     End(ToGrpcStatus(QueueFull()));
   }
@@ -131,7 +131,7 @@ class BulkAppendReactor final : public grpc::ServerReadReactor<v1::AppendKvReque
   BulkAppend append_;
   v1::AppendKvRequest request_;
   uint64_t drain_id_ = 0;
-  // The first message was let in. Belongs to the reaction to a read.
+  // The first message was let in. Belongs to what handles the message that was read.
   bool admitted_ = false;
 
   kvstore::Mutex mu_;

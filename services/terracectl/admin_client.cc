@@ -103,6 +103,7 @@ absl::StatusOr<v1::ListSequencesResponse> AdminClient::ListSequences(const ListO
   request.set_tenant(options.tenant);
   v1::ListSequencesResponse all;
   absl::flat_hash_set<std::string> tokens;
+  absl::flat_hash_set<std::string> lacks;
   while (true) {
     uint64_t ask = options.page_size;
     if (options.limit > 0) ask = std::min(ask, options.limit - all.sequences_size());
@@ -117,8 +118,11 @@ absl::StatusOr<v1::ListSequencesResponse> AdminClient::ListSequences(const ListO
     for (v1::SequenceSummary& sequence : *page->mutable_sequences()) {
       *all.add_sequences() = std::move(sequence);
     }
-    // Every page tells what it lacks; the last one tells for the list.
-    all.mutable_unreachable()->Swap(page->mutable_unreachable());
+    // Every page tells what it lacks: a shard that answers the next one is not asked again for what
+    // came before.
+    for (google::rpc::Status& lacking : *page->mutable_unreachable()) {
+      if (lacks.insert(lacking.message()).second) *all.add_unreachable() = std::move(lacking);
+    }
     const std::string& token = page->next_page_token();
     const bool full =
         options.limit > 0 && static_cast<uint64_t>(all.sequences_size()) >= options.limit;
