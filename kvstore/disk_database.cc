@@ -203,6 +203,7 @@ struct LookUp {
   std::vector<size_t> Run(rocksdb::DB& db, const rocksdb::ReadOptions& options,
                           const std::vector<size_t>& which) const {
     std::vector<rocksdb::Slice> some;
+    some.reserve(which.size());
     for (const size_t i : which) some.push_back(keys[i]);
     std::vector<rocksdb::PinnableSlice> found(which.size());
     std::vector<rocksdb::Status> outcomes(which.size());

@@ -53,13 +53,14 @@ class DiskFiles final : public rocksdb::FileSystemWrapper {
  public:
   using FileSystemWrapper::FileSystemWrapper;
 
-  static const char* kClassName() { return "DiskFiles"; }
+  // RocksDB's name for it.
+  static const char* kClassName() { return "DiskFiles"; }  // NOLINT(readability-identifier-naming)
   const char* Name() const override { return kClassName(); }
 
   IOStatus NewRandomAccessFile(const std::string& path, const rocksdb::FileOptions& options,
                                std::unique_ptr<rocksdb::FSRandomAccessFile>* file,
                                IODebugContext* debug) override {
-    const IOStatus opened = target()->NewRandomAccessFile(path, options, file, debug);
+    IOStatus opened = target()->NewRandomAccessFile(path, options, file, debug);
     const DiskFileKind kind = KindOf(path);
     if (opened.ok() && kind != DiskFileKind::kOther) {
       *file = std::make_unique<DeniableFile>(kind, std::move(*file));

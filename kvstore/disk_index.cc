@@ -44,7 +44,7 @@ class KindScan {
         const absl::Status status = visit(key.substr(1), CheckedPayload(key, ToView(it_->value())));
         if (!status.ok()) index.damage.push_back(status);
       }
-      const absl::Status status = FromRocks("reading the index", it_->status());
+      absl::Status status = FromRocks("reading the index", it_->status());
       if (!absl::IsDataLoss(status)) return status;
       index.damage.push_back(status);
       index.incomplete = true;
@@ -104,8 +104,9 @@ SegmentId SegmentOf(std::string_view watermark_key) {
 
 absl::Status AddManifest(std::string_view name, std::string_view payload, DiskIndex& index) {
   absl::StatusOr<ManifestRecord> record = DecodeManifest(payload);
-  if (record.ok()) index.manifests.emplace_back(name, *std::move(record));
-  return record.status();
+  if (!record.ok()) return record.status();
+  index.manifests.emplace_back(name, *std::move(record));
+  return absl::OkStatus();
 }
 
 absl::Status AddWatermark(std::string_view key, const absl::StatusOr<std::string_view>& payload,

@@ -138,7 +138,7 @@ void ManifestTable::RecoverWatermark(Segment& segment, const std::vector<Durable
     }
     segment.tail_rows[layer] = std::min(found.tail_rows, layout.block_tokens);
   }
-  segment.trim_end = named_end;
+  segment.trim_end = segment.deleted_end = named_end;
   if (!cut || !may_cut) return;
   // Blocks that no manifest came to name.
   const Cut excess{.segment = &segment, .keep_end = named_end};
