@@ -16,9 +16,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/byte_codec.h"
 #include "kvstore/disk_files.h"
+#include "kvstore/record_log.h"
 
 #if defined(__SANITIZE_THREAD__)
 // The distribution's RocksDB is not built for ThreadSanitizer, which sees its copies but not the
@@ -56,6 +58,23 @@ absl::Status CheckFolder(const std::string& folder) {
   }
   if (error) return absl::UnavailableError(absl::StrCat(folder, ": ", error.message()));
   return absl::OkStatus();
+}
+
+// Corruption when RocksDB would open an older state than the MANIFEST tells, and say nothing.
+rocksdb::Status CheckManifest(rocksdb::Env& env, const std::string& folder) {
+  std::string current;
+  // Without either file there is nothing yet, or RocksDB says what is wrong.
+  if (!rocksdb::ReadFileToString(&env, folder + "/CURRENT", &current).ok()) {
+    return rocksdb::Status::OK();
+  }
+  const std::string name(absl::StripTrailingAsciiWhitespace(current));
+  std::string log;
+  if (!rocksdb::ReadFileToString(&env, absl::StrCat(folder, "/", name), &log).ok()) {
+    return rocksdb::Status::OK();
+  }
+  const absl::Status whole = CheckRecordLog(log);
+  return whole.ok() ? rocksdb::Status::OK()
+                    : rocksdb::Status::Corruption(name, std::string(whole.message()));
 }
 
 // Whether the folder takes a file of the size that opening a database may write.
@@ -164,6 +183,7 @@ DiskDatabase::DiskDatabase(std::string path, std::unique_ptr<rocksdb::Env> env,
     : path_(std::move(path)), env_(std::move(env)), options_(options) {}
 
 rocksdb::Status DiskDatabase::OpenDatabase(const rocksdb::Options& options) {
+  if (rocksdb::Status whole = CheckManifest(*env_, path_); !whole.ok()) return whole;
   rocksdb::DB* db = nullptr;
   rocksdb::Status opened = rocksdb::DB::Open(options, path_, &db);
   db_.reset(db);

@@ -43,7 +43,7 @@ class DeniableFile final : public rocksdb::FSRandomAccessFileWrapper {
   }
 
  private:
-  static IOStatus Denied() { return IOStatus::Aborted("denied to this thread"); }
+  static IOStatus Denied() { return IOStatus::Aborted(); }
 
   const DiskFileKind kind_;
   const std::unique_ptr<rocksdb::FSRandomAccessFile> file_;

@@ -95,8 +95,8 @@ class StoreCorruptionTest : public ::testing::TestWithParam<Kind> {
     CheckFolder();
     ASSERT_EQ(told_, 0);
   }
-  // A copy with one byte changed; false when there is no file of that kind.
-  bool Corrupt(Kind kind) {
+  // Of a new copy, in order.
+  std::vector<fs::path> Files(Kind kind) {
     fs::remove_all(options_.disk_path);
     fs::copy(folder_.path() + "/original", options_.disk_path);
     std::vector<fs::path> files;
@@ -106,18 +106,25 @@ class StoreCorruptionTest : public ::testing::TestWithParam<Kind> {
           name == "CURRENT" || absl::StartsWith(name, "MANIFEST") || KindOf(name) < Kind::kManifest;
       if (is_data && KindOf(name) == kind && entry.file_size() > 0) files.push_back(entry.path());
     }
-    if (files.empty()) return false;
     std::sort(files.begin(), files.end());
+    return files;
+  }
+  // One byte of a new copy; false when there is no file of that kind.
+  bool Corrupt(Kind kind) {
+    const std::vector<fs::path> files = Files(kind);
+    if (files.empty()) return false;
     const fs::path& path = files[random_() % files.size()];
+    Corrupt(path, static_cast<std::streamoff>(random_() % fs::file_size(path)));
+    return true;
+  }
+  void Corrupt(const fs::path& path, std::streamoff offset) {
     std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
-    const auto offset = static_cast<std::streamoff>(random_() % fs::file_size(path));
     char byte = 0;
     file.seekg(offset).get(byte);
     // A bit, or all of them.
     const int change = random_() % 4 == 0 ? 0xff : 1 << random_() % 8;
     file.seekp(offset).put(static_cast<char>(byte ^ change));
-    what_ = absl::StrCat(path.filename().string(), " at ", offset);
-    return true;
+    what_ = absl::StrCat(path.filename().string(), " at ", offset, " changed by ", change);
   }
 
   // OK, or an error that says what is lost.
@@ -201,6 +208,19 @@ TEST_P(StoreCorruptionTest, AByteThatRottedIsToldOrDoesNotMatter) {
   EXPECT_EQ(told_ > 0, GetParam() != Kind::kLog);
 }
 
+// It is short, and one byte in it can hide all that it says after.
+using StoreManifestFileTest = StoreCorruptionTest;
+
+TEST_P(StoreManifestFileTest, EachOfItsBytesIsToldOrDoesNotMatter) {
+  if (HasFailure()) return;
+  const auto bytes = static_cast<std::streamoff>(fs::file_size(Files(GetParam()).at(0)));
+  for (std::streamoff offset = 0; offset < bytes && !HasFailure(); ++offset) {
+    Corrupt(Files(GetParam()).at(0), offset);
+    SCOPED_TRACE(what_);
+    CheckFolder();
+  }
+}
+
 std::string NameOf(const ::testing::TestParamInfo<Kind>& each) {
   constexpr const char* kNames[] = {"Table", "Blob", "Log", "Manifest", "Current"};
   return kNames[static_cast<int>(each.param)];
@@ -210,6 +230,8 @@ INSTANTIATE_TEST_SUITE_P(Files, StoreCorruptionTest,
                          ::testing::Values(Kind::kTable, Kind::kBlob, Kind::kLog, Kind::kManifest,
                                            Kind::kCurrent),
                          NameOf);
+
+INSTANTIATE_TEST_SUITE_P(Files, StoreManifestFileTest, ::testing::Values(Kind::kManifest), NameOf);
 
 }  // namespace
 }  // namespace terrace::kvstore
