@@ -39,7 +39,8 @@ class DeniableFile final : public rocksdb::FSRandomAccessFileWrapper {
   }
   IOStatus Prefetch(uint64_t offset, size_t n, const IOOptions& options,
                     IODebugContext* debug) override {
-    return denied == kind_ ? Denied() : target()->Prefetch(offset, n, options, debug);
+    if (denied == kind_) return Denied();
+    return target()->Prefetch(offset, n, options, debug);
   }
 
  private:
