@@ -22,12 +22,6 @@
 #include "kvstore/disk_files.h"
 #include "kvstore/record_log.h"
 
-#if defined(__SANITIZE_THREAD__)
-// The distribution's RocksDB is not built for ThreadSanitizer, which sees its copies but not the
-// atomics that order them.
-extern "C" const char* __tsan_default_suppressions() { return "race:librocksdb.so\n"; }
-#endif
-
 namespace terrace::kvstore {
 namespace {
 

@@ -31,6 +31,7 @@ skipped_cases() {
 deploy/install-packages.sh
 deploy/build.sh "$preset" all terrace_tests
 
+export TSAN_OPTIONS=${TSAN_OPTIONS:-suppressions=$PWD/tests/tsan.supp}
 rm -f "$log"
 rc=0
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j "${TERRACE_JOBS:-$(nproc)}" "$@" |

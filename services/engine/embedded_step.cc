@@ -83,10 +83,10 @@ absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const Appen
   const absl::StatusOr<int64_t> rows = TensorRows("k", request.k);
   if (!rows.ok()) return rows.status();
   const absl::StatusOr<FiniteTensor> k =
-      CheckTensor("k", request.k, *rows, geometry.kv_heads, geometry.head_dim);
+      CheckTensor("k", request.k, *rows, geometry.kv_heads, geometry.head_dim, pool_.get());
   if (!k.ok()) return k.status();
   const absl::StatusOr<FiniteTensor> v =
-      CheckTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim);
+      CheckTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim, pool_.get());
   if (!v.ok()) return v.status();
   const SharedHold gate(sequence.gate, caller.deadline);
   if (!gate.held()) return NotBegun("append");

@@ -1,12 +1,39 @@
 #include "services/engine/step.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "services/engine/work_pool.h"
 
 namespace terrace::engine {
+namespace {
+
+// What is worth waking a thread for.
+constexpr size_t kShareBytes = size_t{512} << 10;
+
+float LargestMagnitude(const TensorView& tensor, size_t count, WorkPool* pool) {
+  const size_t element_bytes = attention::DtypeBytes(tensor.dtype);
+  const size_t share = kShareBytes / element_bytes;
+  const size_t shares = (count + share - 1) / share;
+  if (pool == nullptr || shares <= 1) {
+    return attention::LargestMagnitude(tensor.dtype, tensor.data.data(), count);
+  }
+  // Bits of floats that are not negative order as they do, NaN above all.
+  std::vector<uint32_t> largest(shares);
+  pool->ParallelFor(static_cast<int>(shares), [&](int i) {
+    const size_t first = i * share;
+    largest[i] = std::bit_cast<uint32_t>(attention::LargestMagnitude(
+        tensor.dtype, tensor.data.data() + first * element_bytes, std::min(share, count - first)));
+  });
+  return std::bit_cast<float>(*std::max_element(largest.begin(), largest.end()));
+}
+
+}  // namespace
 
 absl::StatusOr<int64_t> TensorRows(absl::string_view field, const TensorView& tensor) {
   if (tensor.shape.size() == 3 && tensor.shape[0] > 0) return tensor.shape[0];
@@ -16,7 +43,7 @@ absl::StatusOr<int64_t> TensorRows(absl::string_view field, const TensorView& te
 }
 
 absl::StatusOr<FiniteTensor> CheckTensor(absl::string_view field, const TensorView& tensor,
-                                         int64_t n, int heads, int dim) {
+                                         int64_t n, int heads, int dim, WorkPool* pool) {
   const bool shape_fits = tensor.shape.size() == 3 && tensor.shape[0] == n &&
                           tensor.shape[1] == static_cast<uint32_t>(heads) &&
                           tensor.shape[2] == static_cast<uint32_t>(dim);
@@ -32,7 +59,7 @@ absl::StatusOr<FiniteTensor> CheckTensor(absl::string_view field, const TensorVi
         absl::StrCat(field, ".data: got ", tensor.data.size(), " bytes, expected ", expected,
                      " of ", std::string(attention::DtypeName(tensor.dtype))));
   }
-  const float magnitude = attention::LargestMagnitude(tensor.dtype, tensor.data.data(), count);
+  const float magnitude = LargestMagnitude(tensor, count, pool);
   if (!std::isfinite(magnitude)) {
     return absl::InvalidArgumentError(
         absl::StrCat(field, ": holds NaN or infinity, expected finite numbers"));

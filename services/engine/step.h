@@ -19,6 +19,8 @@
 
 namespace terrace::engine {
 
+class WorkPool;
+
 // A dense row-major tensor that somebody else owns. Empty data means absent.
 struct TensorView {
   attention::Dtype dtype = attention::Dtype::kFloat32;
@@ -38,9 +40,9 @@ struct FiniteTensor {
 };
 
 // Checks shape, dtype and size against [n, heads, dim], and that every element is finite; `field`
-// names the tensor in errors.
+// names the tensor in errors. Threads of `pool`, if there is one, share a large tensor.
 absl::StatusOr<FiniteTensor> CheckTensor(absl::string_view field, const TensorView& tensor,
-                                         int64_t n, int heads, int dim);
+                                         int64_t n, int heads, int dim, WorkPool* pool = nullptr);
 // The same; on success `floats` holds the elements.
 absl::Status ReadTensor(absl::string_view field, const TensorView& tensor, int64_t n, int heads,
                         int dim, std::vector<float>* floats);

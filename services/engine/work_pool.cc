@@ -1,9 +1,23 @@
 #include "services/engine/work_pool.h"
 
 #include <algorithm>
-#include <atomic>
+#include <chrono>
+#include <thread>
 
 namespace terrace::engine {
+namespace {
+
+// Waking a thread takes about as long; one batch often follows another at once.
+constexpr auto kPatience = std::chrono::microseconds(50);
+
+// Lets others run until `done`, for a short while.
+template <typename Condition>
+void Yield(const Condition& done) {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (!done() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+}
+
+}  // namespace
 
 // Items of one ParallelFor. Helpers may look at a batch after its owner has gone, so they share it;
 // they call the body only for items they won, and the owner waits for those.
@@ -25,6 +39,7 @@ class WorkPool::Batch {
   }
 
   void Wait() {
+    Yield([this] { return done_.load() == count_; });
     const kvstore::MutexLock lock(mu_);
     while (done_ != count_) all_done_.Wait(mu_);
   }
@@ -37,7 +52,8 @@ class WorkPool::Batch {
   std::atomic<int> next_{0};
   kvstore::Mutex mu_;
   kvstore::CondVar all_done_;
-  int done_ ABSL_GUARDED_BY(mu_) = 0;
+  // Changes under the lock.
+  std::atomic<int> done_{0};
 };
 
 WorkPool::WorkPool(int threads) {
@@ -62,6 +78,7 @@ void WorkPool::ParallelFor(int count, const std::function<void(int)>& body) {
   {
     const kvstore::MutexLock lock(mu_);
     open_.push_back(batch);
+    ++batches_;
     changed_.NotifyAll();
   }
   batch->Run();
@@ -74,12 +91,14 @@ void WorkPool::ParallelFor(int count, const std::function<void(int)>& body) {
 }
 
 void WorkPool::Help() {
-  while (true) {
+  for (uint64_t seen = 0;;) {
+    Yield([&] { return batches_.load() != seen; });
     std::shared_ptr<Batch> batch;
     {
       const kvstore::MutexLock lock(mu_);
       while (!stopping_ && open_.empty()) changed_.Wait(mu_);
       if (stopping_) return;
+      seen = batches_;
       batch = open_.front();
       if (batch->started_all()) {
         open_.pop_front();

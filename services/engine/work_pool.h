@@ -3,6 +3,7 @@
 #ifndef TERRACE_SERVICES_ENGINE_WORK_POOL_H_
 #define TERRACE_SERVICES_ENGINE_WORK_POOL_H_
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -35,6 +36,8 @@ class WorkPool {
   kvstore::Mutex mu_;
   kvstore::CondVar changed_;
   std::deque<std::shared_ptr<Batch>> open_ ABSL_GUARDED_BY(mu_);
+  // So far.
+  std::atomic<uint64_t> batches_{0};
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> helpers_;
 };

@@ -4,7 +4,10 @@
 #include <cfloat>
 #include <cmath>
 #include <string>
+#include <vector>
 
+#include "services/engine/step.h"
+#include "services/engine/work_pool.h"
 #include "tests/services/engine/engine_client.h"
 #include "tests/services/engine/plain_cache.h"
 #include "tests/status_matchers.h"
@@ -51,6 +54,37 @@ absl::Status AppendBlock(const Case& c, float k, float v) {
     EXPECT_OK(result.status);
   }
   return status;
+}
+
+// Threads share the look at a large tensor: wherever the number that is none lies, it is found.
+TEST(MagnitudeTest, EachElementOfALargeTensorIsLookedAt) {
+  constexpr size_t kElements = (size_t{512} << 10) / sizeof(float);
+  engine::WorkPool pool(3);
+  for (const size_t count : {kElements - 1, kElements, kElements + 1, 5 * kElements / 2}) {
+    std::vector<float> elements(count, -1.0F);
+    elements[count / 2] = 2.0F;
+    const std::vector<uint32_t> shape = {static_cast<uint32_t>(count), 1, 1};
+    const engine::TensorView tensor = {
+        .dtype = Dtype::kFloat32,
+        .shape = shape,
+        .data = absl::MakeConstSpan(reinterpret_cast<const std::byte*>(elements.data()),
+                                    count * sizeof(float))};
+    const auto check = [&] {
+      return CheckTensor("k", tensor, static_cast<int64_t>(count), 1, 1, &pool);
+    };
+    ASSERT_OK(check());
+    EXPECT_EQ(check()->magnitude, 2.0F);
+    for (const size_t at : {size_t{0}, kElements - 1, kElements, count - 1}) {
+      if (at >= count) continue;
+      for (const float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+        elements[at] = bad;
+        EXPECT_THAT(check().status(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                               HasSubstr("k: holds NaN or infinity")))
+            << at << " of " << count;
+      }
+      elements[at] = -1.0F;
+    }
+  }
 }
 
 // A step whose q, k and v are finite and so large that logits or sums of values are not.
