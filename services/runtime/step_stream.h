@@ -23,7 +23,8 @@
 
 namespace terrace::runtime {
 
-// Request and Response carry a request_id, and Response a google.rpc.Status `status`.
+// Request and Response carry a request_id, and Response a google.rpc.Status `status`. A request
+// with request_id 0 is answered INVALID_ARGUMENT: that number is of what the server says by itself.
 // Deletes itself when the call is over.
 template <typename Request, typename Response>
 class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
@@ -82,6 +83,10 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
   }
 
   void Dispatch(std::shared_ptr<Request> request) {
+    if (request->request_id() == 0) {
+      Refuse(*request, absl::InvalidArgumentError("request_id: got 0, expected any other number"));
+      return;
+    }
     const absl::Time arrival = absl::Now();
     const uint64_t bytes = request->ByteSizeLong();
     executor_.bytes().Take(bytes);
@@ -98,9 +103,13 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     });
     if (admitted) return;
     executor_.bytes().Give(bytes);
+    Refuse(*request, QueueFull());
+  }
+
+  void Refuse(const Request& request, const absl::Status& why) {
     Response response;
-    response.set_request_id(request->request_id());
-    *response.mutable_status() = ToRpcStatus(QueueFull());
+    response.set_request_id(request.request_id());
+    *response.mutable_status() = ToRpcStatus(why);
     Answer(std::move(response));
   }
 

@@ -84,6 +84,29 @@ TEST_F(BadInputTest, ABatchIsNeitherEmptyNorBeyondTheLimit) {
   ExpectIntact();
 }
 
+// That number is of what the server says by itself.
+TEST_F(BadInputTest, AStepWithoutARequestIdIsRefusedAndItsStreamGoesOn) {
+  v1::AttendRequest request = GoodStep();
+  v1::AttendResponse response;
+  ASSERT_REPLY_OK(client_.Look(sequence_, rows_, 0, 0, Dense()).reply);
+  for (int i = 0; i < 2; ++i) {
+    request.set_request_id(0);
+    EXPECT_THAT(client_.AttendAsIs(request, &response),
+                Refused(Code::kInvalidArgument, Words{"request_id", "got 0"}));
+    EXPECT_EQ(response.results_size(), 0);
+  }
+  for (const uint64_t id : {uint64_t{1}, UINT64_MAX}) {
+    request.set_request_id(id);
+    request.mutable_items(0)->clear_k();  // refused by itself: it changes nothing
+    EXPECT_REPLY_OK(client_.AttendAsIs(request, &response));
+    EXPECT_EQ(response.results_size(), 1);
+  }
+  // A call of its own needs no number.
+  request.set_request_id(0);
+  EXPECT_REPLY_OK(client_.AttendOnce(request, &response, kPatience));
+  ExpectIntact();
+}
+
 TEST_F(BadInputTest, NoVerbGoesBeyondTheLength) {
   v1::SequenceInfo fork;
   EXPECT_THAT(client_.Fork(sequence_, kLength + 1, &fork),
