@@ -63,6 +63,19 @@ TEST_F(BadInputTest, AnotherTenantSeesTheSameTextAsForAnUnknownHandle) {
   ExpectIntact();
 }
 
+// What does not fit the trailers would come as another error, of gRPC.
+TEST_F(BadInputTest, ALongNameThatIsNotAsciiIsRefusedByACutMessage) {
+  v1::SequenceInfo info;
+  for (const char* character : {"x", "%", "\u20ac", "\U0001d11e"}) {
+    std::string handle;
+    while (handle.size() < 20'000) handle += character;
+    const Reply reply = client_.Get(handle, &info);
+    EXPECT_THAT(reply, Refused(Code::kNotFound, Words{"no sequence with handle ", character}));
+    EXPECT_THAT(reply.message, ::testing::EndsWith(std::string(character) + "..."));
+  }
+  ExpectIntact();
+}
+
 TEST_F(BadInputTest, ABatchIsNeitherEmptyNorBeyondTheLimit) {
   v1::AttendRequest request = GoodStep();
   request.clear_items();
