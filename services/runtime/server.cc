@@ -11,10 +11,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <thread>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
@@ -42,6 +44,52 @@ sigset_t StopSignals() {
   sigaddset(&signals, SIGINT);
   return signals;
 }
+
+// Hears SIGTERM and SIGINT in a thread of its own, since starting may take minutes in calls that
+// nobody can interrupt.
+class StopListener {
+ public:
+  StopListener() : thread_([this] { Listen(); }) {}
+  ~StopListener() {
+    DaemonStarted();
+    pthread_kill(thread_.native_handle(), SIGTERM);
+    thread_.join();
+  }
+  StopListener(const StopListener&) = delete;
+  StopListener& operator=(const StopListener&) = delete;
+
+  // Until then a signal ends the process at once: nothing was acknowledged, and what a start has
+  // changed on disk the next one finds as after a kill.
+  void DaemonStarted() {
+    const absl::MutexLock lock(&mu_);
+    started_ = true;
+  }
+  // The signal.
+  int Await() {
+    const absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(
+        +[](int* received) { return *received != 0; }, &received_));
+    return received_;
+  }
+
+ private:
+  void Listen() {
+    const sigset_t signals = StopSignals();
+    int received = 0;
+    sigwait(&signals, &received);
+    const absl::MutexLock lock(&mu_);
+    if (!started_) {
+      spdlog::info("event=stopped signal={} while=starting", received);
+      std::_Exit(0);
+    }
+    received_ = received;
+  }
+
+  absl::Mutex mu_;
+  bool started_ ABSL_GUARDED_BY(mu_) = false;
+  int received_ ABSL_GUARDED_BY(mu_) = 0;
+  std::thread thread_;
+};
 
 // Readers must never see half a number: written aside, then renamed.
 absl::Status WritePort(const std::string& path, int port) {
@@ -120,7 +168,9 @@ absl::Status Serve(const ServerFlags& flags, const Daemon& daemon) {
   SetHealth(*server, false);
   spdlog::info("event=listening name={} version={} listen={} port={}", daemon.name, kVersion,
                flags.listen, port);
+  StopListener stop;
   absl::Status status = daemon.around.start();
+  stop.DaemonStarted();
   if (status.ok()) {
     daemon.executor.Refuse(absl::OkStatus());
     SetHealth(*server, true);
@@ -134,9 +184,7 @@ absl::Status Serve(const ServerFlags& flags, const Daemon& daemon) {
   spdlog::info("event=serving name={} port={} threads={} time_to_ready={}", daemon.name, port,
                flags.threads, absl::FormatDuration(absl::Now() - begin));
 
-  const sigset_t signals = StopSignals();
-  int received = 0;
-  sigwait(&signals, &received);
+  const int received = stop.Await();
   const absl::Time deadline = absl::Now() + flags.drain_timeout;
   spdlog::info("event=draining signal={} timeout={}", received,
                absl::FormatDuration(flags.drain_timeout));
