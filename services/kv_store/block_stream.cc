@@ -21,7 +21,10 @@ void BlockStream::OnReadDone(bool ok) {
   Update([this, ok]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     reading_ = false;
     read_done_ = !ok;
-    if (ok) read_.push_back(std::move(next_));
+    // A message that comes when the stream has ended finds nobody to answer it.
+    if (!ok || finished_ || !status_.ok()) return;
+    status_.Update(ChargeLocked(next_.Length()));
+    if (status_.ok()) read_.push_back(std::move(next_));
   });
 }
 
@@ -34,13 +37,34 @@ void BlockStream::OnWriteDone(bool ok) {
 
 void BlockStream::OnDone() {
   drain_.Remove(drain_id_);
+  {
+    const kvstore::MutexLock lock(mu_);
+    for (const grpc::ByteBuffer& request : read_) executor_.bytes().Give(request.Length());
+  }
   delete this;
+}
+
+absl::Status BlockStream::ChargeLocked(uint64_t bytes) {
+  if (charged_) {
+    executor_.bytes().Take(bytes);
+  } else if (!executor_.bytes().TryTake(bytes)) {
+    return runtime::BytesFull();
+  }
+  charged_ = true;
+  return absl::OkStatus();
+}
+
+bool BlockStream::StartWork(bool admitted) {
+  if (!admitted) return executor_.Submit([this] { Work(); });
+  executor_.Continue([this] { Work(); });
+  return true;
 }
 
 void BlockStream::Work() {
   std::optional<grpc::ByteBuffer> request;
   // So that the next read runs meanwhile.
   Update([this, &request]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    admitted_ = true;
     if (pending_) return;
     request = std::move(read_.front());
     read_.pop_front();
@@ -52,6 +76,8 @@ void BlockStream::Work() {
   } else if (request.has_value()) {
     status = handler_->Take(*request);
   }
+  if (request.has_value()) executor_.bytes().Give(request->Length());
+  request.reset();
   if (status.ok()) answer = handler_->Next();
   Update([this, &status, &answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     working_ = false;
@@ -61,15 +87,22 @@ void BlockStream::Work() {
   });
 }
 
+bool BlockStream::MayReadLocked() const {
+  if (reading_ || read_done_ || draining_ || !status_.ok() || read_.size() == kReadMax)
+    return false;
+  return (read_.empty() && !working_) || executor_.bytes().HasRoom();
+}
+
 template <typename Change>
 void BlockStream::Update(Change change) {
   bool read = false;
   bool work = false;
   bool write = false;
+  bool admitted = false;
   {
     const kvstore::MutexLock lock(mu_);
     change();
-    read = !reading_ && !read_done_ && !draining_ && status_.ok() && read_.size() < kReadMax;
+    read = MayReadLocked();
     reading_ = reading_ || read;
     if (!status_.ok()) answer_.reset();
     write = !writing_ && answer_.has_value() && !finished_;
@@ -79,6 +112,7 @@ void BlockStream::Update(Change change) {
     }
     work = !working_ && !answer_.has_value() && status_.ok() && (pending_ || !read_.empty());
     working_ = working_ || work;
+    admitted = admitted_;
     ++starting_;
   }
   if (read) {
@@ -86,7 +120,7 @@ void BlockStream::Update(Change change) {
     StartRead(&next_);
   }
   if (write) StartWrite(&current_);
-  const bool refused = work && !executor_.Submit([this] { Work(); });
+  const bool refused = work && !StartWork(admitted);
   bool finish = false;
   absl::Status status;
   {

@@ -32,8 +32,9 @@ class BlockHandler {
   virtual bool pending() const = 0;
 };
 
-// Reads the next request and makes the next answer while the last ones are on their way, and no
-// further: gRPC's flow control holds the client back. Before the process stops, what was read is
+// Refused while too many calls wait or too many bytes are in flight. Once its first request is let
+// in, it reads the next request and makes the next answer while the last ones are on their way, and
+// no further: gRPC's flow control holds the client back. Before the process stops, what was read is
 // answered and the stream ends with UNAVAILABLE. Deletes itself when the call is over.
 class BlockStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
@@ -47,8 +48,14 @@ class BlockStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc:
  private:
   static constexpr size_t kReadMax = 2;
 
+  // Charges a request that was read to the bytes in flight.
+  absl::Status ChargeLocked(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes one request, or makes one answer.
   void Work();
+  // False when the queue is full, which happens to the first request only.
+  bool StartWork(bool admitted);
+  // While the process holds too many bytes, a stream has one request at a time.
+  bool MayReadLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Changes the state, then starts what it allows; see runtime::StepStream. Nothing of this object
   // may be touched after it by who did not keep it working.
   template <typename Change>
@@ -65,12 +72,16 @@ class BlockStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc:
   // Belong to the operation in flight.
   grpc::ByteBuffer next_;
   grpc::ByteBuffer current_;
+  // Charged until they are handled.
   std::deque<grpc::ByteBuffer> read_ ABSL_GUARDED_BY(mu_);
   std::optional<grpc::ByteBuffer> answer_ ABSL_GUARDED_BY(mu_);
   absl::Status status_ ABSL_GUARDED_BY(mu_);
   int starting_ ABSL_GUARDED_BY(mu_) = 0;
   bool reading_ ABSL_GUARDED_BY(mu_) = false;
   bool read_done_ ABSL_GUARDED_BY(mu_) = false;
+  // A first request was charged; it runs or has run.
+  bool charged_ ABSL_GUARDED_BY(mu_) = false;
+  bool admitted_ ABSL_GUARDED_BY(mu_) = false;
   bool working_ ABSL_GUARDED_BY(mu_) = false;
   // The handler has more to say.
   bool pending_ ABSL_GUARDED_BY(mu_) = false;

@@ -1,5 +1,6 @@
-// One bulk append: the next message is read when the last one is stored, so that gRPC's flow
-// control holds the client back. Includes gRPC: for service .cc files only.
+// One bulk append: refused while too many bytes are in flight. Once its first message is let in,
+// the next one is read when the last one is stored, so that gRPC's flow control holds the client
+// back. Includes gRPC: for service .cc files only.
 #ifndef TERRACE_SERVICES_RUNTIME_BULK_APPEND_REACTOR_H_
 #define TERRACE_SERVICES_RUNTIME_BULK_APPEND_REACTOR_H_
 
@@ -47,7 +48,12 @@ class BulkAppendReactor final : public grpc::ServerReadReactor<v1::AppendKvReque
       busy_ = true;
     }
     const uint64_t bytes = ok ? request_.ByteSizeLong() : 0;
-    executor_.bytes().Take(bytes);
+    if (admitted_) {
+      executor_.bytes().Take(bytes);
+    } else if (!executor_.bytes().TryTake(bytes)) {
+      End(ToGrpcStatus(BytesFull()));
+      return;
+    }
     const auto task = [this, ok, bytes] {
       admitted_ = true;
       const absl::Status status = ok ? Add() : append_.End(response_);

@@ -21,7 +21,7 @@ class ByteBudget {
     taken_ += bytes;
     return true;
   }
-  // Takes them whatever is taken: of a message that a stream has read already.
+  // Takes them whatever is taken: of what was let in and has to go on.
   void Take(uint64_t bytes) {
     const kvstore::MutexLock lock(mu_);
     taken_ += bytes;

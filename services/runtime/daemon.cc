@@ -17,7 +17,8 @@ constexpr int kWrongCommandLine = 2;
 constexpr char kFooter[] =
     "Every setting (all but --config and --check-config) can be given as TERRACE_<NAME> in the\n"
     "environment or by its name in the file of --config.\n"
-    "SIGTERM and SIGINT drain: calls get --drain-timeout.\n"
+    "SIGTERM and SIGINT drain: calls get --drain-timeout. During the start, when there are none,\n"
+    "they end the process at once.\n"
     "\n"
     "Exit codes: 0 stopped on request; 1 the settings are bad or the daemon failed; 2 wrong "
     "command\n"

@@ -71,6 +71,10 @@ absl::Status ServerFlags::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("queue-max: got ", queue_max, ", expected 1 to 65536"));
   }
+  if (max_streams < 1 || max_streams > 65536) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max-streams: got ", max_streams, ", expected 1 to 65536"));
+  }
   if (max_message_bytes < kMessageBytesMin || max_message_bytes > kMessageBytesMax) {
     return absl::InvalidArgumentError(
         absl::StrCat("max-message-bytes: got ", FormatSize(max_message_bytes), ", expected ",
@@ -115,6 +119,9 @@ void AddServerFlags(CLI::App& app, ServerFlags& flags) {
   app.add_option("--threads", flags.threads, "Threads that run calls")->capture_default_str();
   app.add_option("--queue-max", flags.queue_max,
                  "Calls that may wait for a thread before new ones are refused")
+      ->capture_default_str();
+  app.add_option("--max-streams", flags.max_streams,
+                 "Calls and streams of one connection at once; more wait at its client")
       ->capture_default_str();
   AddSize(app, "--max-message-bytes", flags.max_message_bytes, "Largest message, either way");
   AddSize(app, "--inflight-bytes", flags.inflight_bytes,

@@ -24,8 +24,10 @@ struct ServerFlags {
   // Calls that wait for a thread before new ones are refused.
   int queue_max = 256;
   uint64_t max_message_bytes = uint64_t{64} << 20;
-  // What requests that run or wait may hold before new ones are refused and streams read less. One
-  // message of each stream comes on top.
+  // Calls and streams at once of one connection; its client makes more wait.
+  int max_streams = 1024;
+  // What requests that run or wait may hold before new ones are refused and streams read less. A
+  // bulk stream that was let in goes on with one message at a time, which may come on top.
   uint64_t inflight_bytes = uint64_t{256} << 20;
   absl::Duration drain_timeout = absl::Seconds(10);
 

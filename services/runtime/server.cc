@@ -11,10 +11,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <thread>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
@@ -43,6 +45,52 @@ sigset_t StopSignals() {
   return signals;
 }
 
+// Hears SIGTERM and SIGINT in a thread of its own, since starting may take minutes in calls that
+// nobody can interrupt.
+class StopListener {
+ public:
+  StopListener() : thread_([this] { Listen(); }) {}
+  ~StopListener() {
+    DaemonStarted();
+    pthread_kill(thread_.native_handle(), SIGTERM);
+    thread_.join();
+  }
+  StopListener(const StopListener&) = delete;
+  StopListener& operator=(const StopListener&) = delete;
+
+  // Until then a signal ends the process at once: nothing was acknowledged, and what a start has
+  // changed on disk the next one finds as after a kill.
+  void DaemonStarted() {
+    const absl::MutexLock lock(&mu_);
+    started_ = true;
+  }
+  // The signal.
+  int Await() {
+    const absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(
+        +[](int* received) { return *received != 0; }, &received_));
+    return received_;
+  }
+
+ private:
+  void Listen() {
+    const sigset_t signals = StopSignals();
+    int received = 0;
+    sigwait(&signals, &received);
+    const absl::MutexLock lock(&mu_);
+    if (!started_) {
+      spdlog::info("event=stopped signal={} while=starting", received);
+      std::_Exit(0);
+    }
+    received_ = received;
+  }
+
+  absl::Mutex mu_;
+  bool started_ ABSL_GUARDED_BY(mu_) = false;
+  int received_ ABSL_GUARDED_BY(mu_) = 0;
+  std::thread thread_;
+};
+
 // Readers must never see half a number: written aside, then renamed.
 absl::Status WritePort(const std::string& path, int port) {
   if (path.empty()) return absl::OkStatus();
@@ -66,6 +114,7 @@ std::unique_ptr<grpc::Server> Listen(const ServerFlags& flags,
   builder.SetMaxSendMessageSize(-1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              kMinPingIntervalMs);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, flags.max_streams);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(), port);
   for (grpc::Service* service : services) builder.RegisterService(service);
@@ -120,7 +169,9 @@ absl::Status Serve(const ServerFlags& flags, const Daemon& daemon) {
   SetHealth(*server, false);
   spdlog::info("event=listening name={} version={} listen={} port={}", daemon.name, kVersion,
                flags.listen, port);
+  StopListener stop;
   absl::Status status = daemon.around.start();
+  stop.DaemonStarted();
   if (status.ok()) {
     daemon.executor.Refuse(absl::OkStatus());
     SetHealth(*server, true);
@@ -134,9 +185,7 @@ absl::Status Serve(const ServerFlags& flags, const Daemon& daemon) {
   spdlog::info("event=serving name={} port={} threads={} time_to_ready={}", daemon.name, port,
                flags.threads, absl::FormatDuration(absl::Now() - begin));
 
-  const sigset_t signals = StopSignals();
-  int received = 0;
-  sigwait(&signals, &received);
+  const int received = stop.Await();
   const absl::Time deadline = absl::Now() + flags.drain_timeout;
   spdlog::info("event=draining signal={} timeout={}", received,
                absl::FormatDuration(flags.drain_timeout));

@@ -24,7 +24,8 @@ void InitProcess(const std::string& log_level);
 
 // What a daemon does around serving.
 struct Around {
-  // Makes it ready for calls. Until it has returned, they are refused as RECOVERING.
+  // Makes it ready for calls. Until it has returned, they are refused as RECOVERING, and the
+  // process may end at any point of it.
   std::function<absl::Status()> start;
   // Ends what calls wait for. Null for nothing.
   std::function<void()> cancel;
@@ -43,9 +44,10 @@ struct Daemon {
 // Listens, starts the daemon, and serves until SIGTERM or SIGINT; then drains: readiness turns
 // false, new calls are refused, streams say goodbye, running calls get flags.drain_timeout. Those
 // that run longer are cancelled, and `cancel` is called. `finish` gets what is left of that time,
-// but at least five seconds. Health (gRPC v1) answers for "", "liveness" and "readiness";
-// reflection is on. InvalidArgument or Unavailable when the address cannot be served; the error of
-// `start`.
+// but at least five seconds. A signal that comes before `start` has returned ends the process at
+// once, with exit code 0: an interrupted start must be one that the next start survives. Health
+// (gRPC v1) answers for "", "liveness" and "readiness"; reflection is on. InvalidArgument or
+// Unavailable when the address cannot be served; the error of `start`.
 absl::Status Serve(const ServerFlags& flags, const Daemon& daemon);
 
 }  // namespace terrace::runtime

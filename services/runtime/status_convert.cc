@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "google/rpc/error_details.pb.h"
 #include "services/engine/error.h"
@@ -9,16 +10,31 @@
 namespace terrace::runtime {
 namespace {
 
-constexpr size_t kMessageBytesMax = 2048;
+// Of a message as gRPC writes it in the trailers, where the details repeat it: together they stay
+// far below the 8 KiB of metadata that a client takes by default.
+constexpr size_t kEncodedBytesMax = 1000;
+constexpr char kCutMark[] = "...";
 constexpr char kDomain[] = "terrace";
 
-// At most kMessageBytesMax bytes, not ending amid a UTF-8 character: protobuf refuses to read half
-// a one, and with it the whole message.
+// gRPC percent-encodes all but printable ASCII.
+size_t EncodedBytes(char byte) { return byte < ' ' || byte > '~' || byte == '%' ? 3 : 1; }
+
+bool ContinuesCharacter(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) == 0x80; }
+
+// At most kEncodedBytesMax bytes once encoded. Ends at the end of a UTF-8 character: protobuf
+// refuses to read half a one, and with it the whole message.
 std::string CutMessage(absl::string_view message) {
-  if (message.size() <= kMessageBytesMax) return std::string(message);
-  size_t end = kMessageBytesMax;
-  while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;
-  return std::string(message.substr(0, end));
+  constexpr size_t kRoom = kEncodedBytesMax - (sizeof(kCutMark) - 1);
+  size_t encoded = 0;
+  size_t fits_with_mark = 0;
+  for (size_t i = 0; i < message.size(); ++i) {
+    if (encoded <= kRoom && !ContinuesCharacter(message[i])) fits_with_mark = i;
+    encoded += EncodedBytes(message[i]);
+    if (encoded > kEncodedBytesMax) {
+      return absl::StrCat(message.substr(0, fits_with_mark), kCutMark);
+    }
+  }
+  return std::string(message);
 }
 
 // What a client branches on where nobody nearer to the cause has said more.

@@ -10,10 +10,11 @@
 
 namespace terrace::runtime {
 
+// A message too long for gRPC's trailers, of about a thousand bytes, is cut and ends in "...".
 google::rpc::Status ToRpcStatus(const absl::Status& status);
 absl::Status FromRpcStatus(const google::rpc::Status& status);
 
-// A message too long for gRPC's trailers is cut.
+// As ToRpcStatus and FromRpcStatus.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 absl::Status FromGrpcStatus(const grpc::Status& status);
 

@@ -23,7 +23,8 @@
 
 namespace terrace::runtime {
 
-// Request and Response carry a request_id, and Response a google.rpc.Status `status`.
+// Request and Response carry a request_id, and Response a google.rpc.Status `status`. A request
+// with request_id 0 is answered INVALID_ARGUMENT: that number is of what the server says by itself.
 // Deletes itself when the call is over.
 template <typename Request, typename Response>
 class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
@@ -41,16 +42,24 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
 
   void OnReadDone(bool ok) override {
     std::shared_ptr<Request> request;
-    Update([this, ok, &request]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    absl::Status refused;
+    Update([this, ok, &request, &refused]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       reading_ = false;
       read_done_ = !ok;
       // A message that comes when the stream has ended finds nobody to answer it: gRPC may be done
       // with this object as soon as this reaction returns.
       if (!ok || finished_) return;
       request = std::move(next_);
+      // Before the next one is read.
+      refused = Charge(*request);
       ++in_flight_;
     });
-    if (request != nullptr) Dispatch(std::move(request));
+    if (request == nullptr) return;
+    if (refused.ok()) {
+      Dispatch(std::move(request));
+    } else {
+      Refuse(*request, refused);
+    }
   }
 
   void OnWriteDone(bool ok) override {
@@ -81,10 +90,17 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     });
   }
 
+  // OK when the request may run: its bytes are then taken.
+  absl::Status Charge(const Request& request) {
+    if (request.request_id() == 0) {
+      return absl::InvalidArgumentError("request_id: got 0, expected any other number");
+    }
+    return executor_.bytes().TryTake(request.ByteSizeLong()) ? absl::OkStatus() : BytesFull();
+  }
+
   void Dispatch(std::shared_ptr<Request> request) {
     const absl::Time arrival = absl::Now();
     const uint64_t bytes = request->ByteSizeLong();
-    executor_.bytes().Take(bytes);
     const bool admitted = executor_.Submit([this, request, arrival, bytes] {
       Response response;
       response.set_request_id(request->request_id());
@@ -98,9 +114,13 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     });
     if (admitted) return;
     executor_.bytes().Give(bytes);
+    Refuse(*request, QueueFull());
+  }
+
+  void Refuse(const Request& request, const absl::Status& why) {
     Response response;
-    response.set_request_id(request->request_id());
-    *response.mutable_status() = ToRpcStatus(QueueFull());
+    response.set_request_id(request.request_id());
+    *response.mutable_status() = ToRpcStatus(why);
     Answer(std::move(response));
   }
 
@@ -151,7 +171,8 @@ class StepStream final : public grpc::ServerBidiReactor<Request, Response> {
     if (finish) this->Finish(ToGrpcStatus(end));
   }
 
-  // While the process holds too many bytes, a stream has one request at a time.
+  // While the process holds too many bytes, a stream has one request at a time: another would only
+  // be refused.
   bool MayReadLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (reading_ || read_done_ || !goodbye_.ok() || broken_) return false;
     const size_t held = in_flight_ + answers_.size() + (writing_ ? 1 : 0);

@@ -35,7 +35,7 @@ class AdminClient {
   absl::StatusOr<v1::ListTiersResponse> ListTiers();
 
   // All pages as one answer, up to the limit; next_page_token is empty unless the limit cut it, and
-  // `unreachable` is the last page's.
+  // `unreachable` has what any page lacks, once.
   // Internal if the server repeats a page token or sends more than was asked for.
   absl::StatusOr<v1::ListSequencesResponse> ListSequences(const ListOptions& options);
 

@@ -9,8 +9,8 @@ from pod_settings import (config_mounts, cpu_count, duration_seconds, find, pod_
 # The names that the daemons answer in gRPC's health service.
 HEALTH_SERVICES = {"liveness", "readiness"}
 PROBES = {"startupProbe": "liveness", "livenessProbe": "liveness", "readinessProbe": "readiness"}
-# Memory beyond the budgets: RocksDB, messages in flight, threads, indexes over blocks. The part
-# in proportion is for tables that grow with the number of blocks.
+# Memory beyond the budgets: RocksDB, gRPC's buffers, threads, indexes over blocks. The part in
+# proportion to what is kept is for tables that grow with the number of blocks.
 OVERHEAD_BYTES = 512 * 2**20
 OVERHEAD_SHARE = 1 / 8
 # Space on a volume beyond disk-bytes: the file system's own and the database's logs.
@@ -229,8 +229,11 @@ def resources(docs):
             continue
         if size_bytes(requests["memory"]) != size_bytes(limits["memory"]):
             yield f"{_name(workload)}: memory request differs from its limit"
-        budget = sum(size_bytes(told.get(key, 0)) for key in ("host-bytes", "row-cache-bytes"))
-        needed = budget * (1 + OVERHEAD_SHARE) + OVERHEAD_BYTES
+        if "inflight-bytes" not in told:
+            yield f"{_name(workload)}: no inflight-bytes"
+        kept = sum(size_bytes(told.get(key, 0)) for key in ("host-bytes", "row-cache-bytes"))
+        needed = (kept * (1 + OVERHEAD_SHARE) + size_bytes(told.get("inflight-bytes", 0))
+                  + OVERHEAD_BYTES)
         if size_bytes(limits["memory"]) < needed:
             yield (f"{_name(workload)}: memory limit {limits['memory']} is less than budgets and "
                    f"overhead, {needed / 2**20:.0f}Mi")

@@ -63,6 +63,19 @@ TEST_F(BadInputTest, AnotherTenantSeesTheSameTextAsForAnUnknownHandle) {
   ExpectIntact();
 }
 
+// What does not fit the trailers would come as another error, of gRPC.
+TEST_F(BadInputTest, ALongNameThatIsNotAsciiIsRefusedByACutMessage) {
+  v1::SequenceInfo info;
+  for (const char* character : {"x", "%", "\u20ac", "\U0001d11e"}) {
+    std::string handle;
+    while (handle.size() < 20'000) handle += character;
+    const Reply reply = client_.Get(handle, &info);
+    EXPECT_THAT(reply, Refused(Code::kNotFound, Words{"no sequence with handle ", character}));
+    EXPECT_THAT(reply.message, ::testing::EndsWith(std::string(character) + "..."));
+  }
+  ExpectIntact();
+}
+
 TEST_F(BadInputTest, ABatchIsNeitherEmptyNorBeyondTheLimit) {
   v1::AttendRequest request = GoodStep();
   request.clear_items();
@@ -81,6 +94,29 @@ TEST_F(BadInputTest, ABatchIsNeitherEmptyNorBeyondTheLimit) {
   ASSERT_REPLY_OK(client_.Attend(request, &response));
   EXPECT_EQ(response.results_size(), static_cast<int>(batch_max));
   EXPECT_THAT(ReplyOf(response.results(0).status()), Refused(Code::kInvalidArgument, Words{"q"}));
+  ExpectIntact();
+}
+
+// That number is of what the server says by itself.
+TEST_F(BadInputTest, AStepWithoutARequestIdIsRefusedAndItsStreamGoesOn) {
+  v1::AttendRequest request = GoodStep();
+  v1::AttendResponse response;
+  ASSERT_REPLY_OK(client_.Look(sequence_, rows_, 0, 0, Dense()).reply);
+  for (int i = 0; i < 2; ++i) {
+    request.set_request_id(0);
+    EXPECT_THAT(client_.AttendAsIs(request, &response),
+                Refused(Code::kInvalidArgument, Words{"request_id", "got 0"}));
+    EXPECT_EQ(response.results_size(), 0);
+  }
+  for (const uint64_t id : {uint64_t{1}, UINT64_MAX}) {
+    request.set_request_id(id);
+    request.mutable_items(0)->clear_k();  // refused by itself: it changes nothing
+    EXPECT_REPLY_OK(client_.AttendAsIs(request, &response));
+    EXPECT_EQ(response.results_size(), 1);
+  }
+  // A call of its own needs no number.
+  request.set_request_id(0);
+  EXPECT_REPLY_OK(client_.AttendOnce(request, &response, kPatience));
   ExpectIntact();
 }
 

@@ -97,6 +97,7 @@ TEST(CommandLineTest, IsRefusedWithTheFlagAndWhatItTakes) {
       {kWorkerProgram, {"--drain-timeout", "soon"}, 2, {"drain-timeout", "\"soon\"", "10s"}},
       {kWorkerProgram, {"--max-message-bytes", "1KiB"}, 1, {"max-message-bytes", "64KiB"}},
       {kWorkerProgram, {"--queue-max", "0"}, 1, {"queue-max", "got 0"}},
+      {kStoreProgram, {"--max-streams", "0"}, 1, {"max-streams", "got 0", "1 to 65536"}},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(::testing::PrintToString(c.arguments));
@@ -146,6 +147,31 @@ TEST(CommandLineTest, AnAddressInUseIsNamed) {
   const Outcome second = RunProgram(kStoreProgram, {"--listen", first.address()});
   EXPECT_EQ(second.exit_code, 1);
   EXPECT_THAT(second.out + second.err, HasSubstr(first.address()));
+}
+
+// Whoever opens more makes itself wait, and nobody else.
+TEST(MaxStreamsTest, BoundsTheCallsOfOneConnection) {
+  const Rows rows(kShape, TestSeed());
+  for (const int max : {1, 2}) {
+    SCOPED_TRACE(max);
+    Daemon worker(kWorkerProgram, {"--host-bytes", "16MiB", "--max-streams", std::to_string(max)});
+    ASSERT_TRUE(worker.serving());
+    Client crowded(worker.address());
+    const v1::SequenceInfo sequence = crowded.Open(kShape);
+    ASSERT_REPLY_OK(crowded.Append(sequence, rows, 0, 10));
+    // Its stream stays open.
+    ASSERT_REPLY_OK(crowded.Look(sequence, rows, 0, 9, Dense()).reply);
+    const v1::AttendRequest request = crowded.StepRequest(sequence, rows, 0, 9, Dense());
+    v1::AttendResponse response;
+    const auto call = [&](Client& client) {
+      return client.AttendOnce(request, &response, max > 1 ? kPatience : absl::Seconds(1)).code;
+    };
+    EXPECT_EQ(call(crowded), max > 1 ? absl::StatusCode::kOk : absl::StatusCode::kDeadlineExceeded);
+    Client other(worker.address());
+    EXPECT_EQ(call(other), absl::StatusCode::kOk);
+    EXPECT_REPLY_OK(crowded.EndOfStream());
+    EXPECT_EQ(call(crowded), absl::StatusCode::kOk);
+  }
 }
 
 TEST(DeadStoreTest, IsNamedByEveryCallAndHeldAgainstNobody) {

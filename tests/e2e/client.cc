@@ -204,6 +204,10 @@ v1::AttendRequest Client::StepRequest(const v1::SequenceInfo& sequence, const Ro
 
 Reply Client::Attend(v1::AttendRequest request, v1::AttendResponse* response) {
   request.set_request_id(++calls_->last_request_id);
+  return AttendAsIs(request, response);
+}
+
+Reply Client::AttendAsIs(const v1::AttendRequest& request, v1::AttendResponse* response) {
   Stream& stream = calls_->OpenStream();
   if (!stream.Write(request) || !stream.Read(response)) return EndOfStream();
   EXPECT_EQ(response->request_id(), request.request_id());

@@ -64,6 +64,8 @@ class Client {
                  uint64_t position, const v1::Policy& policy);
   // The whole answer; the status of the call, not of its items.
   Reply Attend(v1::AttendRequest request, v1::AttendResponse* response);
+  // The same with the request_id that is there.
+  Reply AttendAsIs(const v1::AttendRequest& request, v1::AttendResponse* response);
   // The next message that the stream brings by itself: false when it has ended, with its status.
   bool ReadFarewell(v1::AttendResponse* message);
   Reply EndOfStream();

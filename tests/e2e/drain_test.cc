@@ -3,15 +3,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/e2e/cluster.h"
 #include "tests/e2e/raw_call.h"
+#include "tests/e2e/store_client.h"
 
 namespace terrace::testing {
 namespace {
@@ -230,6 +234,46 @@ TEST_F(DrainTest, AStoreKeepsWhatWasAcknowledgedAndTheWorkerSaysWhoIsGone) {
   ASSERT_REPLY_OK(client.Get(bulk.handle(), &back));
   EXPECT_LE(back.length(), append.sent());
   EXPECT_EQ(back.length(), back.durable_length());
+}
+
+// Nobody else than the signal would end this start: it waits for a file that nobody writes.
+TEST_F(DrainTest, ASignalDuringTheStartEndsItAtOnceAndLosesNothing) {
+  const Folder folder;
+  const std::vector<std::string> flags = {"--disk-path", folder.File("disk"), "--disk-bytes",
+                                          "64MiB"};
+  Daemon store(kStoreProgram, flags);
+  v1::SequenceInfo sequence;
+  v1::AppendKvResponse appended;
+  {
+    StoreClient client(store.address());
+    ASSERT_REPLY_OK(client.Create(kShape, &sequence));
+    ASSERT_REPLY_OK(client.Append(
+        sequence, [&](uint64_t) { return rows_; }, 0, 150, &appended));
+    ASSERT_REPLY_OK(client.Flush(&sequence));
+  }
+  store.Kill();
+  const std::filesystem::path current = folder.File("disk/CURRENT");
+  const std::filesystem::path aside = folder.File("current");
+  std::vector<std::string> arguments = flags;
+  arguments.insert(arguments.end(), {"--listen", store.address()});
+  for (const int signal : {SIGTERM, SIGINT}) {
+    std::filesystem::rename(current, aside);
+    ASSERT_EQ(::mkfifo(current.c_str(), 0600), 0);
+    Process starting(kStoreProgram, arguments);
+    StoreClient client(store.address());
+    v1::SequenceInfo unknown = sequence;
+    EXPECT_TRUE(Await([&] { return client.Get(&unknown).reason == "RECOVERING"; }));
+    starting.Signal(signal);
+    EXPECT_EQ(starting.Wait(), 0);
+    EXPECT_THAT(starting.Out(), HasSubstr("while=starting"));
+    EXPECT_THAT(starting.Out(), ::testing::Not(HasSubstr("event=serving")));
+    std::filesystem::rename(aside, current);
+  }
+  store.Restart();
+  StoreClient client(store.address());
+  ASSERT_REPLY_OK(client.Get(&sequence));
+  EXPECT_EQ(sequence.length(), 150u);
+  EXPECT_EQ(sequence.durable_length(), 150u);
 }
 
 // An orderly end is no crash: every token that was acknowledged is there afterwards.

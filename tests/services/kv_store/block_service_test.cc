@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "services/engine/error.h"
 #include "services/kv_store/kv_store_service.h"
 #include "services/runtime/status_convert.h"
 #include "terrace/v1/kv_store.grpc.pb.h"
@@ -105,6 +107,40 @@ class BlockServiceTest : public ::testing::Test {
     for (const Got& block : blocks) EXPECT_TRUE(block.ended);
     return blocks;
   }
+  // Another server over the same engine, which is used from now on.
+  void Serve(const RpcServer::Room& room) {
+    small_ = std::make_unique<RpcServer>(make_, 0, room);
+    stub_ = v1::KvStoreService::NewStub(small_->Channel());
+  }
+  // Keeps a thread of that server, and lets it go at its end.
+  class Hold {
+   public:
+    explicit Hold(runtime::Executor& executor) {
+      EXPECT_TRUE(executor.Submit([this] {
+        running_.Notify();
+        release_.WaitForNotification();
+        done_.Notify();
+      }));
+      running_.WaitForNotification();
+    }
+    ~Hold() {
+      release_.Notify();
+      done_.WaitForNotification();
+    }
+
+   private:
+    absl::Notification running_;
+    absl::Notification release_;
+    absl::Notification done_;
+  };
+  // Of that server: whether nothing is charged to the bytes in flight.
+  bool AwaitNothingInFlight() {
+    runtime::ByteBudget& bytes = small_->executor().bytes();
+    constexpr uint64_t kMoreThanFits = uint64_t{1} << 40;
+    const bool empty = Await([&] { return bytes.TryTake(kMoreThanFits); });
+    if (empty) bytes.Give(kMoreThanFits);
+    return empty;
+  }
   uint64_t ResidentBlocks() { return (*engine_->ListTiers())[0].stats.resident_blocks; }
 
   static engine::EmbeddedOptions Options() {
@@ -114,12 +150,14 @@ class BlockServiceTest : public ::testing::Test {
   }
 
   std::unique_ptr<engine::EmbeddedEngine> engine_ = OpenEngine(Options());
-  RpcServer server_{[this](runtime::Executor& executor, runtime::Drain& drain) {
+  const RpcServer::MakeServices make_ = [this](runtime::Executor& executor, runtime::Drain& drain) {
     std::vector<std::unique_ptr<grpc::Service>> services;
     services.push_back(
         kv_store::MakeKvStoreService(*engine_, executor, drain, RpcServer::kMessageBytesMax));
     return services;
-  }};
+  };
+  RpcServer server_{make_};
+  std::unique_ptr<RpcServer> small_;
   std::unique_ptr<v1::KvStoreService::Stub> stub_ = v1::KvStoreService::NewStub(server_.Channel());
 };
 
@@ -218,6 +256,77 @@ TEST_F(BlockServiceTest, BeforeTheProcessStopsStreamsEnd) {
   EXPECT_THAT(put.Failure(), StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_FALSE(gets->Read(&message));
   EXPECT_THAT(runtime::FromGrpcStatus(gets->Finish()), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(BlockServiceTest, AFullQueueRefusesAStreamAtFirstAndNeverAfterwards) {
+  Serve({.threads = 1, .queue_max = 1, .bytes_max = 1});
+  Put put(*this);
+  put.Block("a", "1");
+  ASSERT_OK(put.Answer());
+  grpc::ClientContext context;
+  const auto gets = stub_->GetBlocks(&context);
+  v1::GetBlocksRequest request;
+  request.add_keys("a");
+  ASSERT_TRUE(gets->Write(request));
+  v1::GetBlocksResponse message;
+  ASSERT_TRUE(gets->Read(&message));
+  {
+    const Hold hold(small_->executor());
+    ASSERT_TRUE(small_->executor().Submit([] {}));
+    EXPECT_THAT(Put(*this).Block("b", "2").Failure(),
+                StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("queue")));
+    ASSERT_TRUE(AwaitNothingInFlight());
+    put.Block("c", "3");
+    ASSERT_TRUE(gets->Write(request));
+    // At least one of them has been read.
+    EXPECT_TRUE(Await([&] { return !small_->executor().bytes().HasRoom(); }));
+  }
+  EXPECT_EQ(put.Codes(), std::vector{kOk});
+  gets->WritesDone();
+  ASSERT_TRUE(gets->Read(&message));
+  EXPECT_EQ(message.data(), "1");
+  EXPECT_TRUE(gets->Finish().ok());
+  EXPECT_TRUE(AwaitNothingInFlight());
+}
+
+TEST_F(BlockServiceTest, StreamsAreRefusedWhileTooManyBytesAreInFlight) {
+  Serve({.bytes_max = 1000});
+  runtime::ByteBudget& bytes = small_->executor().bytes();
+  // What a first message has does not fit, be it that nothing does or not so much.
+  for (const uint64_t taken : {1000, 900}) {
+    bytes.Take(taken);
+    const absl::Status refused = Put(*this).Block("k", std::string(101, 'x')).Failure();
+    EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("bytes")));
+    EXPECT_EQ(engine::DetailOf(refused).value_or(engine::ErrorDetail()).reason, "LIMIT_EXCEEDED");
+    grpc::ClientContext context;
+    v1::GetBlocksRequest request;
+    request.add_keys(std::string(101, 'k'));
+    const auto gets = stub_->GetBlocks(&context);
+    gets->Write(request);
+    v1::GetBlocksResponse message;
+    EXPECT_FALSE(gets->Read(&message));
+    EXPECT_THAT(runtime::FromGrpcStatus(gets->Finish()),
+                StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("bytes")));
+    bytes.Give(taken);
+    EXPECT_TRUE(AwaitNothingInFlight());
+  }
+  EXPECT_EQ(Put(*this).Block("k", ValueBytes(1, 5000), 700).Codes(), std::vector{kOk});
+  EXPECT_TRUE(AwaitNothingInFlight());
+}
+
+TEST_F(BlockServiceTest, AStreamThatFailsGivesBackWhatItHasRead) {
+  Serve({.threads = 1, .bytes_max = 150});
+  v1::PutBlocksRequest senseless;
+  senseless.set_data(std::string(100, 'x'));
+  Put put(*this);
+  {
+    const Hold hold(small_->executor());
+    put.Send(senseless).Send(senseless).Send(senseless);
+    // Two are read.
+    EXPECT_TRUE(Await([&] { return !small_->executor().bytes().HasRoom(); }));
+  }
+  EXPECT_THAT(put.Failure(), StatusIs(kInvalid, HasSubstr("key")));
+  EXPECT_TRUE(AwaitNothingInFlight());
 }
 
 TEST_F(BlockServiceTest, AClientThatDiesMidPutLeavesNothing) {

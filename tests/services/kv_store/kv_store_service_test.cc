@@ -246,6 +246,13 @@ TEST_F(KvStoreServiceTest, StepsOfBadShapeAreRefusedAndTheStreamGoesOn) {
   EXPECT_EQ(response.request_id(), 1u);
   EXPECT_THAT(runtime::FromRpcStatus(response.status()),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("items")));
+  request.set_request_id(0);
+  ASSERT_TRUE(stream->Write(request));
+  ASSERT_TRUE(stream->Read(&response));
+  EXPECT_EQ(response.request_id(), 0u);
+  EXPECT_THAT(runtime::FromRpcStatus(response.status()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("request_id: got 0")));
+  request.set_request_id(1);
   request.add_items();
   for (const v1::RemoteMode mode :
        {v1::REMOTE_MODE_UNSPECIFIED, v1::REMOTE_MODE_AUTO, static_cast<v1::RemoteMode>(9)}) {

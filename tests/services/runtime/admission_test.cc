@@ -218,7 +218,7 @@ TEST_F(AdmissionTest, AStreamWhoseClientDoesNotReadHoldsABoundedNumberOfAnswers)
   EXPECT_EQ(gate_.came(), kRequests);
 }
 
-TEST_F(AdmissionTest, AStreamReadsOneRequestAtATimeWhileTooManyBytesAreInFlight) {
+TEST_F(AdmissionTest, AStreamsRequestsAreRefusedOneByOneWhileTooManyBytesAreInFlight) {
   Serve({.threads = 4, .bytes_max = 1000});
   grpc::ClientContext context;
   const std::unique_ptr<Stream> full = stub_->AttendStream(&context);
@@ -227,16 +227,40 @@ TEST_F(AdmissionTest, AStreamReadsOneRequestAtATimeWhileTooManyBytesAreInFlight)
   grpc::ClientContext other_context;
   const std::unique_ptr<Stream> other = stub_->AttendStream(&other_context);
   for (int id = 1; id <= 4; ++id) ASSERT_TRUE(other->Write(StepOf(id, 10)));
-  ASSERT_TRUE(gate_.AwaitCame(2));
-  // The third thread is free, and a request lies in the socket: a call runs ahead of it.
-  std::thread call([&] { EXPECT_THAT(Call(1), StatusIs(absl::StatusCode::kResourceExhausted)); });
-  call.join();
-  EXPECT_EQ(gate_.came(), 2);
+  v1::AttendResponse response;
+  for (uint64_t id = 1; id <= 4; ++id) {
+    ASSERT_TRUE(other->Read(&response));
+    EXPECT_EQ(response.request_id(), id);
+    const absl::Status refused = runtime::FromRpcStatus(response.status());
+    EXPECT_THAT(refused, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("bytes")));
+    EXPECT_EQ(ReasonOf(refused), "LIMIT_EXCEEDED");
+  }
+  EXPECT_EQ(gate_.came(), 1);
+  gate_.Open();
+  ASSERT_TRUE(full->Read(&response));
+  EXPECT_THAT(runtime::FromRpcStatus(response.status()), IsOk());
+  for (int id = 5; id <= 8; ++id) {
+    ASSERT_TRUE(other->Write(StepOf(id, 10)));
+    ASSERT_TRUE(other->Read(&response));
+    EXPECT_THAT(runtime::FromRpcStatus(response.status()), IsOk());
+  }
+}
+
+// The bytes of its own requests hold a stream back, and refuse none of them.
+TEST_F(AdmissionTest, AStreamWhoseRequestsFillTheBytesReadsNoFurther) {
+  Serve({.threads = 4, .bytes_max = 1000});
+  grpc::ClientContext context;
+  const std::unique_ptr<Stream> stream = stub_->AttendStream(&context);
+  for (int id = 1; id <= 4; ++id) ASSERT_TRUE(stream->Write(StepOf(id, 2000)));
+  ASSERT_TRUE(gate_.AwaitCame(1));
+  // A thread is free, and a request lies in the socket: a call runs ahead of it.
+  EXPECT_THAT(Call(1), StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_EQ(gate_.came(), 1);
   gate_.Open();
   v1::AttendResponse response;
-  EXPECT_TRUE(full->Read(&response));
-  for (int id = 1; id <= 4; ++id) {
-    EXPECT_TRUE(other->Read(&response));
+  for (uint64_t id = 1; id <= 4; ++id) {
+    ASSERT_TRUE(stream->Read(&response));
+    EXPECT_EQ(response.request_id(), id);
     EXPECT_THAT(runtime::FromRpcStatus(response.status()), IsOk());
   }
 }

@@ -65,15 +65,16 @@ class FlagsTest : public ::testing::Test {
 };
 
 TEST_F(FlagsTest, FlagsSayWhatTheySay) {
-  EXPECT_EQ(
-      Parse({"--listen=unix:/x", "--threads=3", "--queue-max=5", "--max-message-bytes=1MiB",
-             "--drain-timeout=1m30s", "--host-bytes=2GiB", "--disk-path=/d", "--disk-bytes=3GiB",
-             "--durability=sync", "--shard=65535", "--block-tokens=128", "--index-tokens=512",
-             "--compute-threads=2", "--allow-plaintext", "--log-level=warn"}),
-      "");
+  EXPECT_EQ(Parse({"--listen=unix:/x", "--threads=3", "--queue-max=5", "--max-streams=7",
+                   "--max-message-bytes=1MiB", "--drain-timeout=1m30s", "--host-bytes=2GiB",
+                   "--disk-path=/d", "--disk-bytes=3GiB", "--durability=sync", "--shard=65535",
+                   "--block-tokens=128", "--index-tokens=512", "--compute-threads=2",
+                   "--allow-plaintext", "--log-level=warn"}),
+            "");
   EXPECT_EQ(server_.listen, "unix:/x");
   EXPECT_EQ(server_.threads, 3);
   EXPECT_EQ(server_.queue_max, 5);
+  EXPECT_EQ(server_.max_streams, 7);
   EXPECT_EQ(server_.max_message_bytes, uint64_t{1} << 20);
   EXPECT_EQ(server_.drain_timeout, absl::Seconds(90));
   EXPECT_TRUE(server_.allow_plaintext);
@@ -142,6 +143,8 @@ TEST_F(FlagsTest, WhatIsOutOfRangeIsRefusedAtTheStart) {
            {"threads", [](ServerFlags& f) { f.threads = 1025; }},
            {"queue-max", [](ServerFlags& f) { f.queue_max = 0; }},
            {"queue-max", [](ServerFlags& f) { f.queue_max = 65537; }},
+           {"max-streams", [](ServerFlags& f) { f.max_streams = 0; }},
+           {"max-streams", [](ServerFlags& f) { f.max_streams = 65537; }},
            {"max-message-bytes", [](ServerFlags& f) { f.max_message_bytes = (64 << 10) - 1; }},
            {"max-message-bytes",
             [](ServerFlags& f) { f.max_message_bytes = (uint64_t{1} << 30) + 1; }},
@@ -157,6 +160,11 @@ TEST_F(FlagsTest, WhatIsOutOfRangeIsRefusedAtTheStart) {
   open.listen = "0.0.0.0:7400";
   open.allow_plaintext = true;
   EXPECT_OK(open.Validate());
+  for (const int streams : {1, 65536}) {
+    ServerFlags flags = server_;
+    flags.max_streams = streams;
+    EXPECT_OK(flags.Validate());
+  }
   for (const uint64_t bytes : {uint64_t{64} << 10, uint64_t{1} << 30}) {
     ServerFlags flags = server_;
     flags.max_message_bytes = bytes;

@@ -99,23 +99,42 @@ TEST(StatusConvertTest, DetailsOfOthersAreNotOurs) {
   EXPECT_THAT(FromGrpcStatus(other), StatusIs(absl::StatusCode::kNotFound, "gone"));
 }
 
+// Bytes of the trailers: three for each that is not printable ASCII.
+size_t Encoded(const std::string& message) {
+  size_t bytes = 0;
+  for (const char c : message) bytes += c >= ' ' && c <= '~' && c != '%' ? 1 : 3;
+  return bytes;
+}
+
 // Trailers are bounded, and protobuf reads no half characters.
 TEST(StatusConvertTest, ALongMessageIsCutBetweenCharacters) {
-  for (const int bytes : {2047, 2048, 2049, 100'000}) {
-    const std::string plain(bytes, 'x');
-    EXPECT_EQ(ToRpcStatus(absl::InternalError(plain)).message().size(),
-              static_cast<size_t>(std::min(bytes, 2048)));
-  }
-  for (int shift = 0; shift < 4; ++shift) {
-    std::string text(shift, 'x');
-    while (text.size() < 3000) text += "\u20ac";  // three bytes
-    const std::string cut = ToRpcStatus(absl::InternalError(text)).message();
-    EXPECT_EQ(text.compare(0, cut.size(), cut), 0);
-    EXPECT_EQ((cut.size() - shift) % 3, 0u) << shift;
-    EXPECT_GE(cut.size(), 2046u);
-    EXPECT_LE(cut.size(), 2048u);
-    google::rpc::Status back;
-    EXPECT_TRUE(back.ParseFromString(ToRpcStatus(absl::InternalError(text)).SerializeAsString()));
+  const struct {
+    const char* character;
+    size_t encoded;
+  } cases[] = {{"x", 1}, {"%", 3}, {"\n", 3}, {"\u00e9", 6}, {"\u20ac", 9}, {"\U0001d11e", 12}};
+  for (const auto& [character, encoded] : cases) {
+    for (size_t shift = 0; shift < encoded; ++shift) {
+      SCOPED_TRACE(::testing::Message() << character << " after " << shift);
+      std::string text(shift, 'x');
+      while (Encoded(text) + encoded <= 1000) text += character;
+      // As much as fits is whole, and the first character that does not fit cuts.
+      EXPECT_EQ(ToRpcStatus(absl::InternalError(text)).message(), text);
+      for (const size_t more : {1, 2, 10'000}) {
+        std::string longer = text;
+        for (size_t i = 0; i < more; ++i) longer += character;
+        const google::rpc::Status rpc = ToRpcStatus(absl::InternalError(longer));
+        const std::string& cut = rpc.message();
+        ASSERT_GT(cut.size(), 3u);
+        const size_t kept = cut.size() - 3;
+        EXPECT_EQ(cut.substr(kept), "...");
+        EXPECT_EQ(longer.compare(0, kept, cut, 0, kept), 0);
+        EXPECT_EQ((kept - shift) % std::string(character).size(), 0u);
+        EXPECT_LE(Encoded(cut), 1000u);
+        EXPECT_GT(Encoded(cut) + encoded, 1000u);
+        google::rpc::Status back;
+        EXPECT_TRUE(back.ParseFromString(rpc.SerializeAsString()));
+      }
+    }
   }
 }
 

@@ -62,6 +62,11 @@ grpc::Status FakeAdmin::ListSequences(grpc::ServerContext*, const v1::ListSequen
   const size_t end = std::min(script_.sequences.size(), first + ask + (script_.overfill ? 1 : 0));
   for (size_t i = first; i < end; ++i) *response->add_sequences() = script_.sequences[i];
   if (end < script_.sequences.size()) response->set_next_page_token(absl::StrCat(end));
+  if (static_cast<size_t>(page) < script_.page_lacks.size()) {
+    for (const std::string& why : script_.page_lacks[page]) {
+      response->add_unreachable()->set_message(why);
+    }
+  }
   if (script_.repeat_token) response->set_next_page_token("1");
   return grpc::Status::OK;
 }

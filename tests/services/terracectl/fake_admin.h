@@ -19,6 +19,8 @@ namespace terrace::testing {
 struct AdminScript {
   v1::ListTiersResponse tiers;
   std::vector<v1::SequenceSummary> sequences;
+  // Messages of what each page of sequences lacks; pages beyond them lack nothing.
+  std::vector<std::vector<std::string>> page_lacks;
   v1::DescribeSequenceResponse description;
   // When not OK, the answer to every call.
   grpc::Status refusal;

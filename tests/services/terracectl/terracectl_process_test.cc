@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/algorithm/container.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "google/rpc/error_details.pb.h"
@@ -175,6 +177,43 @@ TEST(TerracectlProcess, FollowsPagesToTheEnd) {
     const auto requests = server.list_requests();
     EXPECT_EQ(requests.size(), count == 0 ? 1u : (count + 6u) / 7u) << count;
     for (const auto& request : requests) EXPECT_EQ(request.page_size(), 7u);
+  }
+}
+
+TEST(TerracectlProcess, ShardsThatAnyPageLacksAreToldOnceAndInOrder) {
+  const std::string a = "kv-store at a:1 does not answer";
+  const std::string b = "kv-store at b:1 does not answer";
+  const struct {
+    std::vector<std::vector<std::string>> page_lacks;
+    std::vector<std::string> expected;
+  } cases[] = {
+      {{{}, {}}, {}},    {{{a}, {}}, {a}},        {{{}, {a}}, {a}},
+      {{{a}, {a}}, {a}}, {{{b}, {a, b}}, {b, a}}, {{{a, b}, {b}}, {a, b}},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(::testing::PrintToString(c.page_lacks));
+    AdminScript script = WithSequences(9);
+    script.page_lacks = c.page_lacks;
+    std::vector<std::string> told;
+    FakeAdmin server(script);
+    const auto json = Ask(server, {"sequences", "--page-size", "7", "-o", "json"});
+    EXPECT_EQ(server.list_requests().size(), 2u);
+    EXPECT_EQ(json.exit_code, c.expected.empty() ? 0 : 3) << json.err;
+    const v1::ListSequencesResponse answer = ParseSequences(json.out);
+    EXPECT_EQ(answer.sequences_size(), 9);
+    for (const google::rpc::Status& lacking : answer.unreachable()) {
+      told.push_back(lacking.message());
+    }
+    EXPECT_EQ(told, c.expected);
+
+    FakeAdmin again(script);
+    const auto table = Ask(again, {"sequences", "--page-size", "7"});
+    EXPECT_EQ(table.exit_code, json.exit_code);
+    for (const std::string& why : {a, b}) {
+      EXPECT_EQ(absl::StrContains(table.out, "Missing: " + why),
+                absl::c_linear_search(c.expected, why))
+          << table.out;
+    }
   }
 }
 
