@@ -222,6 +222,7 @@ TEST_F(StoreUnsealTest, WhoSharesTheBlocksIsInTheWay) {
   EXPECT_THAT(store_->Unseal(*fork, 3, 0, Soon()), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
+// Keeps I2 and I3.
 TEST_F(StoreUnsealTest, WhoReadsTheBlocksIsInTheWay) {
   Open();
   const SegmentRef segment = Make(kBlocks);
