@@ -8,9 +8,9 @@
 // Bytes of a block are verified when they come from disk (CRC32C per granule and piece, I1).
 //
 // Thread-safe, but a segment has one writer at a time: Reserve, OpenRows, Seal, RestoreTail,
-// CutTail, WriteTail, and Flush with tail rows, of one segment must not run concurrently with each
-// other, but OpenRows with OpenRows, and Seal with Seal of another head. Pins must not outlive the
-// store.
+// CutTail, Unseal, WriteTail, and Flush with tail rows, of one segment must not run concurrently
+// with each other, but OpenRows with OpenRows, and Seal with Seal of another head. Pins must not
+// outlive the store.
 #ifndef TERRACE_KVSTORE_BLOCK_STORE_H_
 #define TERRACE_KVSTORE_BLOCK_STORE_H_
 
@@ -236,7 +236,7 @@ class BlockStore {
   // Requires: reserved, and all blocks before them sealed.
   virtual void Seal(Segment& segment, uint16_t layer, uint16_t head, uint32_t first_block,
                     uint32_t end_block, absl::Span<const std::byte> pieces) = 0;
-  // Blocks [first, SealedEnd) of that layer and head are sealed.
+  // Blocks [first, SealedEnd) of that layer and head are sealed; immutable until Unseal.
   virtual uint32_t SealedEnd(const Segment& segment, uint16_t layer, uint16_t head) const = 0;
   // Brings back the rows of Durable().end_block of one layer that a flush wrote before a restart or
   // a park; reserves them. OK when there are none. DataLoss when they are corrupt, Unavailable when
@@ -247,6 +247,15 @@ class BlockStore {
   // OK; writes nothing when there are none. DeadlineExceeded, Unavailable: nothing has changed.
   virtual absl::Status CutTail(Segment& segment, uint32_t block, uint32_t rows,
                                absl::Time deadline) = 0;
+  // Takes the seals off blocks from `block` on (truncate). Of `block`, rows below `rows` stay:
+  // open, and as durable as they were; all else is forgotten, of open blocks too. Survives the
+  // process when it returns OK. By layer, whether the rows that stay are on disk only: RestoreTail
+  // brings them back. FailedPrecondition when a manifest besides the owner's names some of those
+  // blocks, somebody pins them or some of their stripe, or the rows that stay are partly on disk
+  // only. DeadlineExceeded, ResourceExhausted, Unavailable. On error nothing has changed. Requires:
+  // one manifest names the segment with an open end; rows < block_tokens.
+  virtual absl::StatusOr<std::vector<bool>> Unseal(Segment& segment, uint32_t block, uint32_t rows,
+                                                   absl::Time deadline) = 0;
   // Writes rows of open blocks as Flush does, for a segment that holds copies of durable rows and
   // that no manifest names yet. They are durable when the manifest that comes to name it is, and
   // go through at the disk budget, as that manifest gives up more than they take.

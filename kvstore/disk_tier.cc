@@ -251,9 +251,23 @@ void DiskTier::Read(absl::Span<CellRead> reads, absl::Time deadline) {
   }
 }
 
-absl::StatusOr<std::string> DiskTier::ReadTail(const BlockKey& block) {
+absl::StatusOr<std::string> DiskTier::ReadTail(const BlockKey& block, const BlockLayout& layout,
+                                               uint32_t rows) {
   if (absl::Status status = rep_->Ask(DiskOperation::kRead); !status.ok()) return status;
-  return rep_->Get(RecordKey(RecordKind::kTail, block));
+  absl::StatusOr<std::string> tail = rep_->Get(RecordKey(RecordKind::kTail, block));
+  if (!absl::IsNotFound(tail.status())) return tail;
+  std::string whole;
+  for (uint8_t granule = 0; granule * layout.granule_tokens < rows; ++granule) {
+    const absl::StatusOr<std::string> found = rep_->Get(RecordKey::Granule(block, granule));
+    if (!found.ok()) return found.status();
+    if (found->size() != layout.granule_bytes()) {
+      return absl::DataLossError(absl::StrCat("granule of a tail: ", found->size(),
+                                              " bytes stored, ", layout.granule_bytes(),
+                                              " expected"));
+    }
+    whole += *found;
+  }
+  return whole;
 }
 
 absl::Status DiskTier::Compact(uint64_t goal_bytes, std::atomic<bool>& cancelled,

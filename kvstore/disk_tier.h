@@ -75,8 +75,10 @@ class DiskTier {
   // Reads in one batch and verifies; each has its outcome, nothing else fails. The bytes of cells
   // that are not kRead are unspecified.
   void Read(absl::Span<CellRead> reads, absl::Time deadline);
-  // NotFound; DataLoss when corrupt.
-  absl::StatusOr<std::string> ReadTail(const BlockKey& block);
+  // The first `rows` rows of an open block, or more: from its tail, or where it has none, from what
+  // it was when it was sealed. NotFound; DataLoss when corrupt.
+  absl::StatusOr<std::string> ReadTail(const BlockKey& block, const BlockLayout& layout,
+                                       uint32_t rows);
 
   // Compacts away what was deleted or written anew, until no more than `goal_bytes` are used, or
   // there is nothing more to gain: then true. Slow: it rewrites what lies in between. Gives up,

@@ -54,7 +54,7 @@ uint64_t KnownCells(const ReadRequest& request, ExtentKind kind, ExtentRef* ref)
     ref->index = request.index - segment.first_block;
     const bool is_open = request.index >= lane.sealed_end && ref->index < lane.rows.size() &&
                          lane.rows[ref->index].data != nullptr;
-    if (request.index >= segment.trim_end) return 0;
+    if (request.index >= std::min(segment.trim_end, segment.unsealing_from)) return 0;
     return request.index < lane.sealed_end || is_open ? CellsBelow(layout.granules()) : 0;
   }
   const uint32_t first_stripe = segment.first_block / layout.stripe_blocks;
@@ -64,13 +64,17 @@ uint64_t KnownCells(const ReadRequest& request, ExtentKind kind, ExtentRef* ref)
   }
   ref->index = request.index - first_stripe;
   const uint32_t start = request.index * layout.stripe_blocks;
-  const uint32_t end = std::min(lane.sealed_end, start + layout.stripe_blocks);
+  const uint32_t end =
+      std::min({lane.sealed_end, segment.unsealing_from, start + layout.stripe_blocks});
   return end <= start ? 0 : CellRange(std::max(start, segment.first_block) - start, end - start);
 }
 
-// Whether what was to be read may be gone because nobody refers to it any more.
-bool IsFreed(const Segment& segment, const CellRead& read) {
-  return read.block.block >= segment.deleted_end;
+// Whether what was to be read may be gone because nobody refers to it any more. `unseals`: those of
+// the segment when the read was asked for.
+bool IsFreed(const Segment& segment, const CellRead& read, uint32_t unseals) {
+  const uint32_t block = read.block.block;
+  return block >= segment.deleted_end || block >= segment.unsealing_from ||
+         (segment.unseals != unseals && block >= segment.unsealed_from);
 }
 
 }  // namespace
@@ -173,17 +177,17 @@ void ExtentReader::Admit(Call& call, size_t request) {
     core_.host.Touch(ref, wanted.mass);
     core_.host.SettleAhead(ref, wanted.cells & known);
   }
+  const Extent& extent = ref.segment->ExtentAt(ref.lane, ref.kind, ref.index);
+  const uint64_t rest = wanted.cells & known & ~extent.valid & ~(call.ahead ? extent.loading : 0);
+  call.rest[request] = rest;
+  // Whoever has nothing to read ahead is in nobody's way.
+  if (call.ahead && rest == 0) return;
   core_.host.Pin(ref);
   call.state.refs[request] = ref;
-  const Extent& extent = ref.segment->ExtentAt(ref.lane, ref.kind, ref.index);
-  if (call.ahead) {
-    call.rest[request] = wanted.cells & known & ~extent.valid & ~extent.loading;
-    return;
-  }
+  if (call.ahead) return;
   const uint64_t present = wanted.cells & known & extent.valid;
   result.data = extent.data;
   core_.host.CountRead(std::popcount(present) * CellBytes(ref.segment->layout, ref.kind));
-  call.rest[request] = wanted.cells & known & ~present;
 }
 
 std::shared_ptr<ExtentReader::Batch> ExtentReader::Claim(Call& call) {
@@ -261,6 +265,7 @@ void ExtentReader::AddReads(const Target& target, uint64_t cells, Batch& batch) 
     read.layout = &segment.layout;
     read.extent = target.extent;
     batch.targets.push_back(target);
+    batch.targets.back().unseals = segment.unseals;
     batch.cells.push_back(cell);
     // The read pins for itself: it may outlast its request.
     if (!target.is_private) core_.host.Pin(ref);
@@ -295,7 +300,7 @@ void ExtentReader::Publish(Batch& batch, size_t read) {
   const uint64_t cell = uint64_t{1} << batch.cells[read];
   Extent& extent = ref.segment->ExtentAt(ref.lane, ref.kind, ref.index);
   core_.disk_stats.read_bytes += done.stored_bytes;
-  if (done.outcome == CellRead::Outcome::kCorrupt && IsFreed(*ref.segment, done)) {
+  if (done.outcome == CellRead::Outcome::kCorrupt && IsFreed(*ref.segment, done, target.unseals)) {
     // Deleted while it was read.
   } else if (done.outcome == CellRead::Outcome::kCorrupt) {
     // Keeps I1: never read again, never served.
@@ -370,8 +375,9 @@ void ExtentReader::Collect(Call& call, const Batch& batch) {
         break;
       case CellRead::Outcome::kCorrupt:
         Miss(result, cell,
-             IsFreed(*batch.targets[i].ref.segment, read) ? absl::NotFoundError(reason())
-                                                          : absl::DataLossError(reason()));
+             IsFreed(*batch.targets[i].ref.segment, read, batch.targets[i].unseals)
+                 ? absl::NotFoundError(reason())
+                 : absl::DataLossError(reason()));
         break;
       case CellRead::Outcome::kFailed:
         Miss(result, cell, absl::UnavailableError(reason()));
@@ -385,19 +391,23 @@ void ExtentReader::Collect(Call& call, const Batch& batch) {
 }
 
 absl::StatusOr<std::vector<absl::StatusOr<std::string>>> ExtentReader::ReadTails(
-    std::vector<BlockKey> blocks, absl::Time deadline) {
+    std::vector<BlockKey> blocks, const BlockLayout& layout, uint32_t rows, absl::Time deadline) {
   // Of the one who waits and the thread that reads, whoever is done last.
   struct Reading {
     std::vector<BlockKey> blocks;
+    BlockLayout layout;
+    uint32_t rows = 0;
     std::vector<absl::StatusOr<std::string>> tails;
     // Guarded by the mutex of the core.
     bool is_done = false;
   };
   const auto reading = std::make_shared<Reading>();
   reading->blocks = std::move(blocks);
+  reading->layout = layout;
+  reading->rows = rows;
   const auto read = [this, reading] {
     for (const BlockKey& block : reading->blocks) {
-      reading->tails.push_back(core_.disk->ReadTail(block));
+      reading->tails.push_back(core_.disk->ReadTail(block, reading->layout, reading->rows));
     }
     MutexLock lock(core_.mu);
     reading->is_done = true;

@@ -72,6 +72,8 @@ class ExtentReader {
   // Reads the tails of these blocks, in order, each as DiskTier::ReadTail. DeadlineExceeded when
   // the disk takes longer than `deadline`.
   absl::StatusOr<std::vector<absl::StatusOr<std::string>>> ReadTails(std::vector<BlockKey> blocks,
+                                                                     const BlockLayout& layout,
+                                                                     uint32_t rows,
                                                                      absl::Time deadline);
 
  private:
@@ -83,6 +85,8 @@ class ExtentReader {
     std::byte* extent = nullptr;
     // Scratch: nobody else sees it.
     bool is_private = false;
+    // Segment::unseals when it was asked for.
+    uint32_t unseals = 0;
   };
   // Cells that are read together. Shared by the request, which may give up on it, and the threads
   // that work on it.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kvstore/tail_log.h"
 
 namespace terrace::kvstore {
 namespace {
@@ -100,7 +101,7 @@ void ManifestTable::Put(const Cut& cut, DiskBatch& batch) const {
       return;
     }
     batch.DeleteBlocks(segment.Key(0, segment.first_block), end, layout.granules());
-    batch.DeleteTail(segment.Key(0, end));
+    TailLog::Delete(segment, 0, batch);
     batch.DeleteWatermark(segment.id);
     return;
   }
@@ -110,9 +111,9 @@ void ManifestTable::Put(const Cut& cut, DiskBatch& batch) const {
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {
     const uint32_t end = segment.DurableEnd(layer);
     const bool cuts_tail = segment.tail_rows[layer] != 0 && end >= cut.keep_end;
+    if (cuts_tail) TailLog::Delete(segment, layer, batch);
     for (uint16_t head = 0; head < layout.heads; ++head) {
       const uint16_t lane = segment.LaneIndex(layer, head);
-      if (cuts_tail) batch.DeleteTail(segment.Key(lane, end));
       if (segment.lanes[lane].durable_end <= cut.keep_end) continue;
       batch.DeleteBlocks(segment.Key(lane, cut.keep_end), segment.lanes[lane].durable_end,
                          layout.granules());
@@ -121,6 +122,21 @@ void ManifestTable::Put(const Cut& cut, DiskBatch& batch) const {
                          .tail_rows = cuts_tail ? 0 : segment.tail_rows[layer]});
   }
   batch.PutWatermark(segment.id, watermark);
+}
+
+void ManifestTable::LowerEnds(const Segment& segment, Lane& lane, uint32_t keep_end) {
+  const BlockLayout& layout = segment.layout;
+  TierStats& stats = core_.disk_stats;
+  const uint64_t blocks = lane.durable_end - std::min(lane.durable_end, keep_end);
+  stats.resident_blocks -= blocks;
+  stats.deleted_blocks += blocks;
+  stats.resident_bytes -= blocks * layout.rows_bytes();
+  stats.deleted_bytes += blocks * layout.rows_bytes();
+  stats.index_bytes -= blocks * layout.piece_bytes();
+  for (uint32_t* end : {&lane.durable_end, &lane.sealed_end, &lane.reserved_end, &lane.pieces_end,
+                        &lane.flush_end}) {
+    *end = std::min(*end, keep_end);
+  }
 }
 
 void ManifestTable::Apply(const Cut& cut) {
@@ -132,21 +148,11 @@ void ManifestTable::Apply(const Cut& cut) {
   for (uint16_t layer = 0; layer < layout.layers; ++layer) {
     if (segment.DurableEnd(layer) >= keep_end) segment.tail_rows[layer] = 0;
   }
-  TierStats& stats = core_.disk_stats;
   for (size_t i = 0; i < segment.lanes.size(); ++i) {
     Lane& lane = segment.lanes[i];
     // Whoever still fills the open rows of a segment that dies may go on until it lets go of it.
     const uint32_t free_end = cut.dies ? lane.sealed_end : kOpenEnd;
-    const uint64_t blocks = lane.durable_end - std::min(lane.durable_end, keep_end);
-    stats.resident_blocks -= blocks;
-    stats.deleted_blocks += blocks;
-    stats.resident_bytes -= blocks * layout.rows_bytes();
-    stats.deleted_bytes += blocks * layout.rows_bytes();
-    stats.index_bytes -= blocks * layout.piece_bytes();
-    for (uint32_t* end : {&lane.durable_end, &lane.sealed_end, &lane.reserved_end, &lane.pieces_end,
-                          &lane.flush_end}) {
-      *end = std::min(*end, keep_end);
-    }
+    LowerEnds(segment, lane, keep_end);
     FreeExtents(segment, static_cast<uint16_t>(i), keep_end, free_end);
   }
 }
@@ -159,12 +165,22 @@ void ManifestTable::ForgetBad(Extent& extent, uint64_t kept_cells) {
 
 void ManifestTable::FreeExtents(Segment& segment, uint16_t lane_index, uint32_t first_block,
                                 uint32_t end_block) {
+  FreeRows(segment, lane_index, first_block, end_block);
+  FreePieces(segment, lane_index, first_block);
+}
+
+void ManifestTable::FreeRows(Segment& segment, uint16_t lane_index, uint32_t first_block,
+                             uint32_t end_block) {
   Lane& lane = segment.lanes[lane_index];
   const size_t end_row = std::min(lane.rows.size(), size_t{end_block - segment.first_block});
   for (uint32_t row = first_block - segment.first_block; row < end_row; ++row) {
     ForgetBad(lane.rows[row], 0);
     core_.host.Free({&segment, row, lane_index, ExtentKind::kRows});
   }
+}
+
+void ManifestTable::FreePieces(Segment& segment, uint16_t lane_index, uint32_t first_block) {
+  Lane& lane = segment.lanes[lane_index];
   const uint32_t first_cell = segment.dead ? 0 : segment.StripeCell(first_block);
   uint32_t stripe = segment.StripeIndex(first_block);
   if (first_cell != 0 && stripe < lane.stripes.size()) {

@@ -42,6 +42,10 @@ class ManifestTable {
   absl::StatusOr<ParkedBytes> Park(std::string_view name);
   void Unpark(std::string_view name);
 
+  // As BlockStore.
+  absl::StatusOr<std::vector<bool>> Unseal(Segment& segment, uint32_t block, uint32_t rows,
+                                           absl::Time deadline);
+
   // Frees what a segment still has; to be called before it is destroyed.
   void Abandon(Segment& segment);
 
@@ -73,7 +77,33 @@ class ManifestTable {
   // there on, and forgets what of it is quarantined.
   void FreeExtents(Segment& segment, uint16_t lane_index, uint32_t first_block, uint32_t end_block)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  void FreeRows(Segment& segment, uint16_t lane_index, uint32_t first_block, uint32_t end_block)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  void FreePieces(Segment& segment, uint16_t lane_index, uint32_t first_block)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // The lane ends at `keep_end` if it got further; counts what of it was on disk as deleted.
+  void LowerEnds(const Segment& segment, Lane& lane, uint32_t keep_end)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   void ForgetBad(Extent& extent, uint64_t kept_cells) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // What becomes of the layers of a segment whose blocks from `block` on are unsealed.
+  struct Unsealing {
+    Segment* segment = nullptr;
+    uint32_t block = 0;
+    // Rows of it that stay.
+    uint32_t rows = 0;
+    // By layer: what is durable then, and whether the rows that stay are on disk only.
+    std::vector<DurableExtent> watermark;
+    std::vector<bool> on_disk;
+    // Rows that stay where they are, pinned meanwhile.
+    std::vector<ExtentRef> kept;
+  };
+  // FailedPrecondition when somebody else may read what is to be unsealed.
+  static absl::Status CheckUnsealing(const Segment& segment, uint32_t block);
+  absl::Status PlanUnsealing(Unsealing& unsealing) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // Adds what it changes on disk: nothing, where nothing of it is there.
+  void PutUnsealing(const Unsealing& unsealing, DiskBatch& batch) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  void ApplyUnsealing(const Unsealing& unsealing) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   // Takes extents of one lane in a range out of memory, but those of blocks below `kept_end`.
   void ParkLane(const SegmentRange& range, uint16_t lane_index, uint32_t kept_end,
                 ParkedBytes& parked) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);

@@ -8,7 +8,8 @@
 //     on disk, and     in memory,     in memory,
 //     maybe in memory  not on disk    being written
 //
-// Positions only grow, except when a manifest gives the end of the segment up (trim_end).
+// Positions only grow, except when a manifest gives the end of the segment up (trim_end), and when
+// seals are taken off (unseal).
 #ifndef TERRACE_KVSTORE_SEGMENT_H_
 #define TERRACE_KVSTORE_SEGMENT_H_
 
@@ -123,7 +124,8 @@ class Segment : public std::enable_shared_from_this<Segment> {
   std::vector<Lane> lanes;
   // What is in memory, by layer.
   std::vector<HostCells> in_host;
-  // Rows of the open block that are on disk, by layer.
+  // Rows of the open block that are on disk, by layer: in a record of their own, or in those that
+  // the block had before it was unsealed. With none there is neither.
   std::vector<uint32_t> tail_rows;
   // Ends of the ranges by which manifests name this segment, and of those that are not parked.
   std::multiset<uint32_t> named_ends;
@@ -134,6 +136,11 @@ class Segment : public std::enable_shared_from_this<Segment> {
   bool dead = false;
   // Blocks from here on are being deleted on disk, or are freed.
   uint32_t deleted_end = kOpenEnd;
+  // Blocks from here on are being unsealed: nobody may begin to read them.
+  uint32_t unsealing_from = kOpenEnd;
+  // How often that was done, and the first block that it was ever done to.
+  uint32_t unseals = 0;
+  uint32_t unsealed_from = kOpenEnd;
   // Records of it are on disk.
   bool stored = false;
   // Its watermark is damaged, so it seems empty.

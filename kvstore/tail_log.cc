@@ -32,6 +32,17 @@ absl::Status TailLog::Write(Segment& segment, absl::Span<const uint32_t> tail_ro
   return WriteInTurn(segment, tail_rows, purpose);
 }
 
+void TailLog::Delete(const Segment& segment, uint16_t layer, DiskBatch& batch) {
+  const uint32_t end = segment.DurableEnd(layer);
+  for (uint16_t head = 0; head < segment.layout.heads; ++head) {
+    const BlockKey block = segment.Key(segment.LaneIndex(layer, head), end);
+    batch.DeleteTail(block);
+    // Heads that got further have the block itself there, and heads without a tail nothing.
+    if (segment.tail_rows[layer] == 0 || segment.lane(layer, head).durable_end > end) continue;
+    batch.DeleteBlocks(block, end + 1, segment.layout.granules());
+  }
+}
+
 absl::Status TailLog::Cut(Segment& segment, uint32_t block, uint32_t rows, absl::Time deadline) {
   const BlockLayout& layout = segment.layout;
   const auto kept = [&](uint16_t layer) {
@@ -57,9 +68,7 @@ absl::Status TailLog::Cut(Segment& segment, uint32_t block, uint32_t rows, absl:
       const uint32_t end = segment.DurableEnd(layer);
       watermark.push_back({.end_block = end, .tail_rows = kept(layer)});
       if (segment.tail_rows[layer] == 0 || watermark.back().tail_rows != 0) continue;
-      for (uint16_t head = 0; head < layout.heads; ++head) {
-        batch.DeleteTail(segment.Key(segment.LaneIndex(layer, head), end));
-      }
+      Delete(segment, layer, batch);
     }
   }
   batch.PutWatermark(segment.id, watermark);
@@ -95,13 +104,13 @@ absl::Status TailLog::WriteInTurn(Segment& segment, absl::Span<const uint32_t> t
         if (extent == nullptr || extent->data == nullptr) rows = 0;
       }
       watermark.push_back({.end_block = end, .tail_rows = rows});
+      if (rows == 0) {
+        if (segment.tail_rows[layer] != 0) Delete(segment, layer, batch);
+        continue;
+      }
       for (uint16_t head = 0; head < layout.heads; ++head) {
         const uint16_t lane = segment.LaneIndex(layer, head);
         const BlockKey block = segment.Key(lane, end);
-        if (rows == 0) {
-          if (segment.tail_rows[layer] != 0) batch.DeleteTail(block);
-          continue;
-        }
         const ExtentRef ref{&segment, end - segment.first_block, lane, ExtentKind::kRows};
         core_.host.Pin(ref);
         tails.push_back({.ref = ref,
@@ -143,7 +152,7 @@ absl::Status TailLog::Restore(Segment& segment, uint16_t layer, absl::Time deadl
       keys.push_back(segment.Key(segment.LaneIndex(layer, head), block));
     }
   }
-  const auto tails = reader_.ReadTails(std::move(keys), deadline);
+  const auto tails = reader_.ReadTails(std::move(keys), layout, rows, deadline);
   if (!tails.ok()) return tails.status();
   const size_t wanted = size_t{rows} * layout.row_bytes;
   MutexLock lock(core_.mu);

@@ -2,7 +2,8 @@
 //
 // A watermark says how many rows of a layer's open block are there; it is written in one batch with
 // them. A cut lowers it and leaves the rows: what lies beyond it counts for nothing. The writer
-// removes them when the block is on disk as a whole.
+// removes them when the block is on disk as a whole. Rows of a block that was on disk as a whole
+// and was unsealed are where they were, until a flush writes them or the block is sealed again.
 #ifndef TERRACE_KVSTORE_TAIL_LOG_H_
 #define TERRACE_KVSTORE_TAIL_LOG_H_
 
@@ -12,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kvstore/disk_batch.h"
 #include "kvstore/extent_reader.h"
 #include "kvstore/store_core.h"
 
@@ -31,6 +33,8 @@ class TailLog {
   // below the given counts do not change meanwhile.
   absl::Status Write(Segment& segment, absl::Span<const uint32_t> tail_rows, Purpose purpose,
                      absl::Time deadline);
+  // Adds to a batch that what is on disk of a layer's open block goes.
+  static void Delete(const Segment& segment, uint16_t layer, DiskBatch& batch);
   // Forgets what lies at or beyond row `rows` of block `block`.
   absl::Status Cut(Segment& segment, uint32_t block, uint32_t rows, absl::Time deadline);
   // Copies that of one layer into the open rows. Requires: those of Durable().end_block are

@@ -8,6 +8,11 @@
 namespace terrace::kvstore {
 namespace {
 
+// Whether a lane is on disk up to `end`, as far as there is anything left to write.
+bool IsWritten(const Segment& segment, const Lane& lane, uint32_t end) {
+  return lane.durable_end >= std::min({end, lane.sealed_end, segment.trim_end});
+}
+
 constexpr size_t kBatchBytesMin = size_t{256} << 10;
 constexpr size_t kBatchBytesMax = size_t{4} << 20;
 constexpr absl::Duration kBackoffMin = absl::Milliseconds(10);
@@ -62,10 +67,7 @@ absl::Status WriteBehind::WriteSealed(Segment& segment, absl::Time deadline) {
   size_t lane = 0;
   while (true) {
     if (segment.dead) return absl::FailedPreconditionError("the segment is freed");
-    while (lane < ends.size() &&
-           segment.lanes[lane].durable_end >= std::min(ends[lane], segment.trim_end)) {
-      ++lane;
-    }
+    while (lane < ends.size() && IsWritten(segment, segment.lanes[lane], ends[lane])) ++lane;
     if (lane == ends.size()) return absl::OkStatus();
     if (failures_ != failures) return last_failure_;
     if (absl::Now() >= deadline) return absl::DeadlineExceededError("waiting for the disk writer");

@@ -397,44 +397,62 @@ absl::Status EmbeddedEngine::KeepDurable(Sequence& sequence, kvstore::Segment& t
   return any ? store_->WriteTail(to, tail_rows, deadline) : absl::OkStatus();
 }
 
+absl::Status EmbeddedEngine::CutInPlace(Sequence& sequence, int64_t length, absl::Time deadline) {
+  const auto block = static_cast<uint32_t>(length / sequence.block_tokens());
+  const auto rows = static_cast<uint32_t>(length % sequence.block_tokens());
+  const auto is_cut = [&](const std::atomic<int64_t>& held) {
+    return held / sequence.block_tokens() > block;
+  };
+  // Other tokens may follow, and a crash must not take these for theirs.
+  if (length < sequence.recorded_tokens) {
+    if (absl::Status status = Commit(sequence, length, deadline); !status.ok()) return status;
+  }
+  kvstore::Segment& segment = sequence.open_segment();
+  if (std::none_of(sequence.layer_length.begin(), sequence.layer_length.end(), is_cut)) {
+    return store_->CutTail(segment, block, rows, deadline);
+  }
+  const absl::StatusOr<std::vector<bool>> on_disk = store_->Unseal(segment, block, rows, deadline);
+  if (!on_disk.ok()) return on_disk.status();
+  for (size_t layer = 0; layer < on_disk->size(); ++layer) {
+    if (is_cut(sequence.layer_length[layer])) sequence.tail_on_disk[layer] = (*on_disk)[layer];
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EmbeddedEngine::CutAway(Sequence& sequence, int64_t length, absl::Time deadline) {
+  absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges = Branch(sequence, length, deadline);
+  if (!ranges.ok()) return ranges.status();
+  absl::Status status = KeepDurable(sequence, *ranges->back().segment, length, deadline);
+  if (!status.ok()) return status;
+  std::swap(sequence.ranges, *ranges);
+  status = Commit(sequence, length, deadline);
+  if (!status.ok()) {
+    std::swap(sequence.ranges, *ranges);
+    return status;
+  }
+  for (std::atomic<bool>& on_disk : sequence.tail_on_disk) on_disk = false;
+  return absl::OkStatus();
+}
+
 absl::Status EmbeddedEngine::TruncateLocked(Sequence& sequence, int64_t length,
                                             absl::Time deadline) {
-  const int64_t block_tokens = sequence.block_tokens();
-  const auto end_block = static_cast<uint32_t>(length / block_tokens);
+  const auto end_block = static_cast<uint32_t>(length / sequence.block_tokens());
   int64_t longest = 0;
   for (const std::atomic<int64_t>& held : sequence.layer_length) {
     longest = std::max(longest, held.load());
   }
-  // The open segment is beyond the cut only after a restart that did not find an earlier one whole.
-  const bool branches =
-      longest / block_tokens > end_block || sequence.ranges.back().first_block > end_block;
-  if (longest == length && !branches && length >= sequence.recorded_tokens) {
+  // After a restart the open segment may begin beyond what was found of an earlier one.
+  const bool is_before = sequence.ranges.back().first_block > end_block;
+  if (longest == length && !is_before && length >= sequence.recorded_tokens) {
     return absl::OkStatus();
   }
   Unpark(sequence);
-  if (branches) {
-    // A sealed block is cut: blocks are immutable (I2), so writing goes on in a new segment.
-    absl::StatusOr<std::vector<kvstore::SegmentRange>> ranges = Branch(sequence, length, deadline);
-    if (!ranges.ok()) return ranges.status();
-    absl::Status status = KeepDurable(sequence, *ranges->back().segment, length, deadline);
-    if (!status.ok()) return status;
-    std::swap(sequence.ranges, *ranges);
-    status = Commit(sequence, length, deadline);
-    if (!status.ok()) {
-      std::swap(sequence.ranges, *ranges);
-      return status;
-    }
-    for (std::atomic<bool>& on_disk : sequence.tail_on_disk) on_disk = false;
-  } else {
-    absl::Status status = absl::OkStatus();
-    // Other tokens may follow, and a crash must not take these for theirs.
-    if (length < sequence.recorded_tokens) status = Commit(sequence, length, deadline);
-    if (status.ok()) {
-      status = store_->CutTail(sequence.open_segment(), end_block,
-                               static_cast<uint32_t>(length % block_tokens), deadline);
-    }
-    if (!status.ok()) return status;
-  }
+  absl::Status status = is_before ? absl::FailedPreconditionError("sealed in another segment")
+                                  : CutInPlace(sequence, length, deadline);
+  // Sealed blocks that others may read are immutable (I2): writing goes on in a new segment, which
+  // is this sequence's alone.
+  if (absl::IsFailedPrecondition(status)) status = CutAway(sequence, length, deadline);
+  if (!status.ok()) return status;
   prefixes_.Remove(sequence, sequence.CutTokens(length));
   for (std::atomic<int64_t>& held : sequence.layer_length) held = length;
   ++sequence.generation;

@@ -219,6 +219,11 @@ class EmbeddedEngine final : public KvEngine {
   // leaves them durable. The caller holds the gate.
   absl::Status KeepDurable(Sequence& sequence, kvstore::Segment& to, int64_t length,
                            absl::Time deadline);
+  // Cuts within the open segment. FailedPrecondition, and the rows stand, when others may read what
+  // is sealed of it.
+  absl::Status CutInPlace(Sequence& sequence, int64_t length, absl::Time deadline);
+  // Cuts by going on in a new segment.
+  absl::Status CutAway(Sequence& sequence, int64_t length, absl::Time deadline);
   absl::Status TruncateLocked(Sequence& sequence, int64_t length, absl::Time deadline);
   absl::Status FlushLocked(Sequence& sequence, absl::Time deadline);
   // Whether all of it is on disk. The caller holds the gate, and the writer or the gate alone.

@@ -89,7 +89,7 @@ bool Sequence::Holds(uint32_t blocks, const BlockHash& last) const {
 }
 
 const kvstore::SegmentRange& Sequence::RangeOf(uint32_t block) const {
-  // Every rollback across a block's end leaves one more range.
+  // Forks of forks have many.
   const auto after = std::upper_bound(ranges.begin(), ranges.end(), block,
                                       [](uint32_t wanted, const kvstore::SegmentRange& range) {
                                         return wanted < range.first_block;

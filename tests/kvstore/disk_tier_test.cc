@@ -317,14 +317,33 @@ TEST_F(DiskTierTest, TailsAreReadBackAndDeleted) {
   DiskBatch batch;
   batch.PutTail(Key(3), absl::MakeConstSpan(rows).first(3 * layout_.row_bytes));
   ASSERT_OK(tier_->Write(batch, true, DiskTier::Growth::kBounded));
-  const auto tail = tier_->ReadTail(Key(3));
+  const auto tail = tier_->ReadTail(Key(3), layout_, 3);
   ASSERT_OK(tail);
   EXPECT_EQ(tail->size(), 3 * layout_.row_bytes);
   EXPECT_EQ(std::memcmp(tail->data(), rows.data(), tail->size()), 0);
   DiskBatch removal;
   removal.DeleteTail(Key(3));
   ASSERT_OK(tier_->Write(removal, true, DiskTier::Growth::kFrees));
-  EXPECT_THAT(tier_->ReadTail(Key(3)), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(tier_->ReadTail(Key(3), layout_, 3), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(DiskTierTest, ATailWithoutARecordIsReadFromTheBlock) {
+  Open();
+  ASSERT_OK(WriteBlocks(3, 4));
+  const std::vector<std::byte> rows = RowsOf(layout_, Key(3));
+  for (uint32_t count = 1; count < layout_.block_tokens; ++count) {
+    const auto whole = tier_->ReadTail(Key(3), layout_, count);
+    ASSERT_OK(whole) << count;
+    ASSERT_GE(whole->size(), size_t{count} * layout_.row_bytes);
+    ASSERT_LT(whole->size(), size_t{count} * layout_.row_bytes + layout_.granule_bytes());
+    EXPECT_EQ(std::memcmp(whole->data(), rows.data(), whole->size()), 0);
+  }
+  DiskBatch tail;
+  tail.PutTail(Key(3), absl::MakeConstSpan(rows).last(3 * layout_.row_bytes));
+  ASSERT_OK(tier_->Write(tail, true, DiskTier::Growth::kBounded));
+  const auto record = tier_->ReadTail(Key(3), layout_, 3);
+  ASSERT_OK(record);
+  EXPECT_NE(std::memcmp(record->data(), rows.data(), record->size()), 0);
 }
 
 TEST_F(DiskTierTest, GoesOnAfterTheFileSystemRefusedAWrite) {

@@ -28,15 +28,22 @@ struct SegmentModel {
   std::vector<uint32_t> synced_end;
   // Lane and block to what tells its bytes from those of an earlier life of the block.
   std::map<std::pair<uint16_t, uint32_t>, uint32_t> salts;
-  // By layer: rows of the open block that a flush has acknowledged, of which block, and their salt.
+  // Of earlier lives, since the last sync: what a machine that dies may bring back.
+  std::map<std::pair<uint16_t, uint32_t>, std::vector<uint32_t>> old_salts;
+  // By layer: rows of the open block that a flush or an unseal has acknowledged, of which block,
+  // and their salts by head.
   struct Tail {
     uint32_t block = 0;
     uint32_t rows = 0;
-    uint32_t salt = 0;
+    std::vector<uint32_t> salts;
   };
   std::vector<Tail> tails;
   // A write of tails has failed, or of what ends them: they may be there or not.
   bool tails_are_known = true;
+  // Since the last sync: if the machine dies, tails may be what they were before.
+  bool was_unsealed = false;
+  // The lowest block from which an unseal has failed that may stand if the process dies now.
+  uint32_t refused_from = kOpenEnd;
 
   uint32_t SealedEnd() const { return *std::min_element(sealed_end.begin(), sealed_end.end()); }
   // A manifest gave up the blocks from there on.

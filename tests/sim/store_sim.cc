@@ -45,6 +45,7 @@ void StoreSim::Run() {
       {4, &StoreSim::ReleasePins}, {6, &StoreSim::Fork},        {5, &StoreSim::Truncate},
       {4, &StoreSim::Delete},      {8, &StoreSim::Flush},       {2, &StoreSim::DropTail},
       {3, &StoreSim::Park},        {4, &StoreSim::Break},       {3, &StoreSim::Heal},
+      {8, &StoreSim::Unseal},
   };
   uint32_t sum = 0;
   for (const auto& [weight, verb] : verbs) sum += weight;
@@ -159,7 +160,8 @@ bool StoreSim::Commit(const std::string& name, std::vector<RangeModel> ranges) {
   const std::vector<RangeModel> before = model_[name].ranges;
   model_[name] = sequence;
   journal_.Add(name, std::move(sequence), true);
-  if (options_.durability == Durability::kSync) journal_.Sync();
+  Wrote();
+  if (options_.durability == Durability::kSync) Synced();
   TrimUnnamed(model_, before);
   return true;
 }
@@ -341,6 +343,23 @@ void StoreSim::Truncate() {
   Commit(name, std::move(ranges));
 }
 
+void StoreSim::Wrote() {
+  for (auto& [name, sequence] : model_) {
+    for (const RangeModel& range : sequence.ranges) range.segment->refused_from = kOpenEnd;
+  }
+}
+
+void StoreSim::Synced() {
+  Wrote();
+  journal_.Sync();
+  for (auto& [name, sequence] : model_) {
+    for (const RangeModel& range : sequence.ranges) {
+      range.segment->old_salts.clear();
+      range.segment->was_unsealed = false;
+    }
+  }
+}
+
 void StoreSim::Delete() {
   std::string name;
   if (Pick(&name) == nullptr) return;
@@ -354,7 +373,8 @@ void StoreSim::Delete() {
   const std::vector<RangeModel> before = model_[name].ranges;
   model_.erase(name);
   journal_.Add(name, std::nullopt, true);
-  if (options_.durability == Durability::kSync) journal_.Sync();
+  Wrote();
+  if (options_.durability == Durability::kSync) Synced();
   TrimUnnamed(model_, before);
 }
 
@@ -379,8 +399,7 @@ void StoreSim::Flush() {
     return;
   }
   segment.written_end = segment.synced_end = segment.sealed_end;
-  // The log is one: all that was written before is synced with it.
-  journal_.Sync();
+  Synced();
   if (tail_rows.empty()) return;
   segment.tails = tails;
   segment.tails_are_known = true;
@@ -401,10 +420,11 @@ SegmentModel::Tail StoreSim::WriteTail(const SegmentModel& segment, uint16_t lay
   for (uint16_t head = 1; head < layout_.heads; ++head) {
     if (segment.sealed_end[lane + head] != block) return {};
   }
-  const SegmentModel::Tail tail{block, 1 + Draw(layout_.block_tokens - 1), ++salts_};
+  const SegmentModel::Tail tail{block, 1 + Draw(layout_.block_tokens - 1),
+                                std::vector<uint32_t>(layout_.heads, ++salts_)};
   if (!store_->Reserve(*segment.segment, layer, block, block + 1, Patience()).ok()) return {};
   for (uint16_t head = 0; head < layout_.heads; ++head) {
-    FillBytes({segment.id, layer, head, block}, tail.salt, false,
+    FillBytes({segment.id, layer, head, block}, tail.salts[head], false,
               size_t{tail.rows} * layout_.row_bytes,
               store_->OpenRows(*segment.segment, layer, head, block));
   }

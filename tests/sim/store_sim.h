@@ -57,6 +57,10 @@ class StoreSim {
 
   void Do(uint32_t verb);
   void Check();
+  // The log is one: all that was written before is synced with what was synced now.
+  void Synced();
+  // A write that goes through undoes those that failed before.
+  void Wrote();
   // What is durable now, and was so before the process died.
   void NoteWritten();
 
@@ -88,11 +92,16 @@ class StoreSim {
   void Break();
   void Heal();
 
+  // Cuts in place: store_sim_unseal.cc.
+  void Unseal();
+  void Reopen(SegmentModel& segment, uint32_t block, uint32_t rows);
+
   // Restarts: store_sim_restart.cc.
   void Restart(Loss loss);
   bool Open(Loss* loss);
   void Recover(Loss loss);
   void CheckSegment(SegmentModel& segment, uint32_t named_end, Loss loss);
+  void CheckLane(SegmentModel& segment, uint16_t lane, uint32_t served, Loss loss);
   void CheckTails(SegmentModel& segment, Loss loss);
   // What an owner does after a restart: the sequence ends where its durable prefix ends.
   void CutToDurable(const std::string& name);

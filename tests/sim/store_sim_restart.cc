@@ -87,23 +87,45 @@ void StoreSim::CheckSegment(SegmentModel& segment, uint32_t named_end, Loss loss
   for (uint16_t lane = 0; lane < Lanes(); ++lane) {
     const uint32_t served = store_->SealedEnd(*segment.segment, LayerOf(lane), HeadOf(lane));
     // What is durable in a layer reaches as far as its shortest head (I6).
-    uint32_t durable = named_end;
+    uint32_t durable = std::min(named_end, segment.refused_from);
     for (uint16_t head = 0; head < layout_.heads; ++head) {
       const size_t other = LayerOf(lane) * layout_.heads + head;
       durable = std::min(
           durable, loss == Loss::kNothing ? segment.written_end[other] : segment.synced_end[other]);
     }
     EXPECT_GE(served, durable) << "I6: durable blocks are lost, lane " << lane;
-    ASSERT_LE(served, std::min(named_end, segment.sealed_once[lane])) << "I6: blocks from nowhere";
-    for (uint32_t block = segment.first_block; block < served; ++block) {
-      ASSERT_OK(CheckBlock(*store_, *segment.segment, LayerOf(lane), HeadOf(lane), block,
-                           segment.salts.at({lane, block})))
-          << "I1: block " << block << ", lane " << lane;
-    }
+    const uint32_t once =
+        loss == Loss::kNothing ? segment.sealed_end[lane] : segment.sealed_once[lane];
+    ASSERT_LE(served, std::min(named_end, once)) << "I6: blocks from nowhere";
+    CheckLane(segment, lane, served, loss);
+    if (::testing::Test::HasFailure()) return;
     segment.sealed_end[lane] = segment.sealed_once[lane] = served;
     segment.written_end[lane] = segment.synced_end[lane] = served;
   }
   CheckTails(segment, loss);
+  segment.old_salts.clear();
+  segment.was_unsealed = false;
+  segment.refused_from = kOpenEnd;
+}
+
+void StoreSim::CheckLane(SegmentModel& segment, uint16_t lane, uint32_t served, Loss loss) {
+  for (uint32_t block = segment.first_block; block < served; ++block) {
+    uint32_t& salt = segment.salts.at({lane, block});
+    std::vector<uint32_t> lives = {salt};
+    // The block may have been unsealed, and sealed with other rows, and none of it was synced.
+    if (loss == Loss::kUnsynced) {
+      const std::vector<uint32_t>& old = segment.old_salts[{lane, block}];
+      lives.insert(lives.end(), old.begin(), old.end());
+    }
+    absl::Status status;
+    for (const uint32_t life : lives) {
+      status = CheckBlock(*store_, *segment.segment, LayerOf(lane), HeadOf(lane), block, life);
+      if (!status.ok()) continue;
+      salt = life;
+      break;
+    }
+    ASSERT_OK(status) << "I1: block " << block << ", lane " << lane;
+  }
 }
 
 void StoreSim::CheckTails(SegmentModel& segment, Loss loss) {
@@ -115,7 +137,8 @@ void StoreSim::CheckTails(SegmentModel& segment, Loss loss) {
              .c_str(),
          segment.id);
     // The loss of the machine may bring one back that was cut.
-    if (segment.tails[layer].rows == 0 && durable.tail_rows != 0 && loss == Loss::kUnsynced) {
+    const bool came_back = segment.tails[layer].rows == 0 && durable.tail_rows != 0;
+    if (loss == Loss::kUnsynced && (came_back || segment.was_unsealed)) {
       segment.tails_are_known = false;
     }
     if (!segment.tails_are_known) continue;
@@ -127,7 +150,7 @@ void StoreSim::CheckTails(SegmentModel& segment, Loss loss) {
     ASSERT_EQ(durable.end_block, tail.block);
     for (uint16_t head = 0; head < layout_.heads; ++head) {
       std::vector<std::byte> expected(size_t{tail.rows} * layout_.row_bytes);
-      FillBytes({segment.id, layer, head, tail.block}, tail.salt, false, expected.size(),
+      FillBytes({segment.id, layer, head, tail.block}, tail.salts[head], false, expected.size(),
                 expected.data());
       EXPECT_EQ(std::memcmp(store_->OpenRows(*segment.segment, layer, head, tail.block),
                             expected.data(), expected.size()),

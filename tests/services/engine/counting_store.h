@@ -89,6 +89,10 @@ class CountingStore final : public kvstore::BlockStore {
                        absl::Time deadline) override {
     return store_->CutTail(segment, block, rows, deadline);
   }
+  absl::StatusOr<std::vector<bool>> Unseal(kvstore::Segment& segment, uint32_t block, uint32_t rows,
+                                           absl::Time deadline) override {
+    return store_->Unseal(segment, block, rows, deadline);
+  }
   absl::Status WriteTail(kvstore::Segment& segment, absl::Span<const uint32_t> tail_rows,
                          absl::Time deadline) override {
     return store_->WriteTail(segment, tail_rows, deadline);
