@@ -27,7 +27,8 @@ inline absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   return absl::FromChrono(deadline);
 }
 
-inline engine::Caller CallerOf(const grpc::CallbackServerContext& context) {
+// Of a stream, whose messages are bounded one by one.
+inline engine::Caller StreamCallerOf(const grpc::CallbackServerContext& context) {
   engine::Caller caller;
   caller.deadline = DeadlineOf(context);
   const auto& metadata = context.client_metadata();
@@ -37,6 +38,10 @@ inline engine::Caller CallerOf(const grpc::CallbackServerContext& context) {
     caller.tenant.assign(tenant->second.data(), tenant->second.size());
   }
   return caller;
+}
+
+inline engine::Caller CallerOf(const grpc::CallbackServerContext& context) {
+  return StreamCallerOf(context).Bounded();
 }
 
 inline absl::Status QueueFull() {
