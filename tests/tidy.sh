@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # clang-tidy over the sources of attention/, kvstore/ and services/ that differ from a commit; one
-# takes up to a minute. Headers are checked through the sources that changed with them.
+# takes up to a minute. A header is checked through the source of its name or, where there is none,
+# one that includes it.
 #   tests/tidy.sh [PRESET] [COMMIT]
 # Default: release, and where the branch left origin's, or the commit before the last. COMMIT may be
 # the empty tree, $(git hash-object -t tree /dev/null), for all sources. Needs a build of PRESET.
@@ -17,13 +18,39 @@ if ! "${git[@]}" rev-parse --verify --quiet "$base^{tree}" >/dev/null; then
   exit 0
 fi
 
+including() {
+  grep -rlF "#include \"$1\"" --include="$2" attention kvstore services | sort
+}
+
+# The source through which a file is checked; nothing for one that no source includes. Headers that
+# only headers include are looked for through these.
+source_of() {
+  local file=$1 includer
+  case $file in
+    *.cc) printf '%s\n' "$file" && return ;;
+    *.h) ;;
+    *) return 0 ;;
+  esac
+  if [[ -f ${file%.h}.cc ]]; then
+    printf '%s\n' "${file%.h}.cc"
+    return
+  fi
+  for includer in $(including "$file" '*.cc') $(including "$file" '*.h'); do
+    includer=$(source_of "$includer")
+    if [[ -n $includer ]]; then
+      printf '%s\n' "$includer"
+      return
+    fi
+  done
+}
+
 mapfile -t sources < <(
   {
     "${git[@]}" diff --name-only --diff-filter=d "$base" -- attention kvstore services
     "${git[@]}" ls-files --others --exclude-standard -- attention kvstore services
-  } | grep '\.cc$' | sort -u || true
+  } | while read -r file; do source_of "$file"; done | sort -u
 )
-printf 'tidy: %d sources differ from %s\n' "${#sources[@]}" "$base"
+printf 'tidy: %d sources to check for what differs from %s\n' "${#sources[@]}" "$base"
 if ((${#sources[@]} == 0)); then exit 0; fi
 
 # clang cannot read headers that gcc has precompiled.

@@ -79,6 +79,10 @@ absl::StatusOr<Input> LoadInput(const GenerateArgs& args) {
   const absl::StatusOr<std::string> prompt = ReadText(args.prompt_file);
   if (!prompt.ok()) return prompt.status();
   input.prompt = input.tokenizer.EncodeDocument(*prompt);
+  if (input.prompt.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(args.prompt_file, ": empty, and the model has no token that begins a text"));
+  }
   if (!args.score_file.empty()) {
     const absl::StatusOr<std::string> score = ReadText(args.score_file);
     if (!score.ok()) return score.status();

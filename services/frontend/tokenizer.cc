@@ -11,8 +11,8 @@ namespace terrace::frontend {
 namespace {
 
 constexpr uint32_t kByteTokens = 256;
+// Of a model that does not say.
 constexpr uint32_t kBosToken = 256;
-constexpr int64_t kVocabMin = 258;
 constexpr int64_t kVocabEnd = 512;
 
 absl::Status NotByteLevel(const std::string& directory, absl::string_view why) {
@@ -30,21 +30,15 @@ absl::StatusOr<Tokenizer> Tokenizer::ForModel(const std::string& directory,
       return NotByteLevel(directory, absl::StrCat("this one brings ", file));
     }
   }
-  if (config.vocab_size < kVocabMin || config.vocab_size >= kVocabEnd) {
+  if (config.vocab_size < kByteTokens || config.vocab_size >= kVocabEnd) {
     return NotByteLevel(directory, absl::StrCat("vocab_size is ", config.vocab_size, ", [",
-                                                kVocabMin, ", ", kVocabEnd, ") expected"));
-  }
-  if (config.bos_token.value_or(kBosToken) != kBosToken) {
-    return NotByteLevel(directory, absl::StrCat("bos_token_id is ", *config.bos_token, ", ",
-                                                kBosToken, " expected"));
-  }
-  for (const uint32_t eos : config.eos_tokens) {
-    if (eos < kByteTokens) {
-      return NotByteLevel(directory, absl::StrCat("eos_token_id is ", eos, ", at least ",
-                                                  kByteTokens, " expected"));
-    }
+                                                kByteTokens, ", ", kVocabEnd, ") expected"));
   }
   Tokenizer tokenizer;
+  tokenizer.bos_token_ = config.bos_token;
+  if (!config.bos_token.has_value() && config.vocab_size > kBosToken) {
+    tokenizer.bos_token_ = kBosToken;
+  }
   tokenizer.eos_tokens_ = config.eos_tokens;
   return tokenizer;
 }
@@ -58,7 +52,7 @@ std::vector<uint32_t> Tokenizer::Encode(absl::string_view text) const {
 
 std::vector<uint32_t> Tokenizer::EncodeDocument(absl::string_view text) const {
   std::vector<uint32_t> tokens = Encode(text);
-  tokens.insert(tokens.begin(), kBosToken);
+  if (bos_token_.has_value()) tokens.insert(tokens.begin(), *bos_token_);
   return tokens;
 }
 

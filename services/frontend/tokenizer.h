@@ -3,6 +3,7 @@
 #define TERRACE_SERVICES_FRONTEND_TOKENIZER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,16 +13,18 @@
 
 namespace terrace::frontend {
 
-// Tokenizer of a byte-level model: tokens 0..255 are bytes, 256 begins a text, and what follows
-// are special tokens and padding of the vocabulary. Immutable.
+// Tokenizer of a byte-level model: tokens 0..255 are bytes, what follows are special tokens and
+// padding of the vocabulary. Which tokens begin and end a text the model's configuration says; some
+// models take bytes that no text has, as 1 and 2. Immutable.
 class Tokenizer {
  public:
   // Unimplemented, with the reason, unless the checkpoint is byte level: no tokenizer files in
-  // `directory`, a vocabulary in [258, 512) and special tokens from 256 on.
+  // `directory` and a vocabulary in [256, 512).
   static absl::StatusOr<Tokenizer> ForModel(const std::string& directory,
                                             const LlamaConfig& config);
 
-  // The token that begins every text, then one token per byte.
+  // The token that begins every text, then one token per byte. A model that names none has 256, or
+  // none when its tokens are the bytes and nothing else.
   std::vector<uint32_t> EncodeDocument(absl::string_view text) const;
   // One token per byte.
   std::vector<uint32_t> Encode(absl::string_view text) const;
@@ -31,6 +34,7 @@ class Tokenizer {
   bool EndsText(uint32_t token) const;
 
  private:
+  std::optional<uint32_t> bos_token_;
   std::vector<uint32_t> eos_tokens_;
 };
 

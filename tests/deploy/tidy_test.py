@@ -1,11 +1,14 @@
-"""Checks the whole source tree against tidy_rules, and tidy_rules against small wrong files.
+"""Checks the whole source tree against tidy_rules, tidy_rules against small wrong files, and what
+tests/tidy.sh would check in a small repository.
 
 Usage: tidy_test.py
 """
 
 import os
 import pathlib
+import subprocess
 import sys
+import tempfile
 import unittest
 
 import tidy_rules
@@ -150,6 +153,81 @@ class Invariants(unittest.TestCase):
             with self.subTest(expected=expected):
                 found = tidy_rules.invariant_index(readme, {"a.cc": content}.get)
                 self.assertEqual(list(found), expected)
+
+
+# A tree of sources, with what each includes.
+TREE = {
+    "attention/own.h": None, "attention/own.cc": "attention/own.h",
+    "attention/user.cc": "attention/own.h",
+    "kvstore/only.h": None, "kvstore/z.cc": "kvstore/only.h", "kvstore/a.cc": "kvstore/only.h",
+    "services/x/deep.h": None, "services/x/mid.h": "services/x/deep.h",
+    "services/x/top.cc": "services/x/mid.h",
+    "services/x/unused.h": None, "services/x/gone.h": None,
+    "services/x/notes.md": None, "tests/t.h": None,
+}
+
+# Files that change, and the sources that are to be checked.
+CHANGES = [
+    ([], []),
+    (["attention/own.cc"], ["attention/own.cc"]),
+    (["attention/own.h"], ["attention/own.cc"]),
+    (["attention/own.h", "attention/own.cc"], ["attention/own.cc"]),
+    (["kvstore/only.h"], ["kvstore/a.cc"]),
+    (["services/x/deep.h"], ["services/x/top.cc"]),
+    (["services/x/deep.h", "services/x/mid.h", "kvstore/z.cc"],
+     ["kvstore/z.cc", "services/x/top.cc"]),
+    (["services/x/unused.h", "services/x/notes.md", "tests/t.h"], []),
+    (["services/x/new.cc", "attention/own.h"], ["attention/own.cc", "services/x/new.cc"]),
+]
+
+
+class Script(unittest.TestCase):
+    """tidy.sh in a repository of its own, with a clang-tidy that notes what it is asked."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = pathlib.Path(folder.name)
+        for path, included in TREE.items():
+            self.write(path, f'#include "{included}"\n' if included else "")
+        self.write("build/release/compile_commands.json", "[]\n")
+        self.write("tests/tidy.sh", (ROOT / "tests/tidy.sh").read_text())
+        self.write("bin/clang-tidy", '#!/bin/sh\nfor a; do :; done\necho "$a" >>"$TIDY_LOG"\n')
+        (self.root / "bin/clang-tidy").chmod(0o755)
+        self.write(".gitignore", "/bin/\n/build/\n/log\n")
+        self.git("init", "--quiet")
+        self.git("add", ".")
+        self.git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "t")
+
+    def write(self, path, text):
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).write_text(text)
+
+    def git(self, *words):
+        subprocess.run(["git", *words], cwd=self.root, check=True, timeout=60)
+
+    def checked(self):
+        log = self.root / "log"
+        log.write_text("")
+        path = f"{self.root / 'bin'}:{os.environ['PATH']}"
+        subprocess.run(["bash", "tests/tidy.sh", "release", "HEAD"], cwd=self.root, check=True,
+                       env=os.environ | {"PATH": path, "TIDY_LOG": str(log)}, timeout=60,
+                       stdout=subprocess.DEVNULL)
+        return sorted(log.read_text().split())
+
+    def test_checks_a_header_through_a_source(self):
+        for changed, expected in CHANGES:
+            with self.subTest(changed):
+                for path in changed:
+                    old = self.root / path
+                    self.write(path, (old.read_text() if old.exists() else "") + "int x;\n")
+                self.assertEqual(self.checked(), expected)
+                self.git("checkout", "--quiet", ".")
+                self.git("clean", "--quiet", "--force")
+
+    def test_a_header_that_is_gone_needs_no_check(self):
+        (self.root / "services/x/gone.h").unlink()
+        self.assertEqual(self.checked(), [])
 
 
 class Rules(unittest.TestCase):

@@ -7,6 +7,7 @@
 
 #include "tests/e2e/cluster.h"
 #include "tests/e2e/model.h"
+#include "tests/services/frontend/checkpoint_writer.h"
 
 namespace terrace::testing {
 namespace {
@@ -39,6 +40,7 @@ class GenerateTest : public ::testing::Test {
   // The report of a run of both policies against `address`.
   json Generate(const std::string& address, const std::string& mode = "auto") {
     std::vector<std::string> arguments = model_.Arguments(address, 32);
+    if (!checkpoint_.empty()) arguments[1] = checkpoint_;
     for (const char* word :
          {"--json", "--mode", mode.c_str(), "--policy", "dense", "--policy",
           "sparq:r=16,k=96,window=32", "--score-file", model_.score_file.c_str()}) {
@@ -68,7 +70,51 @@ class GenerateTest : public ::testing::Test {
   }
 
   ModelRun model_{/*prompt_bytes=*/1536, /*score_bytes=*/150};
+  // Of another model than the bundled one.
+  std::string checkpoint_;
 };
+
+// Other head_dim, group and depth than the bundled model's 64, 4 and 8, and other tokens.
+TEST_F(GenerateTest, AnotherCheckpointRunsUnchangedAndGivesTheEmbeddedTextAndScore) {
+  const struct {
+    int head_dim;
+    int query_heads;
+    int kv_heads;
+    int layers;
+    json tokens;
+  } cases[] = {
+      {32, 6, 2, 5, {{"vocab_size", 256}, {"bos_token_id", 1}, {"eos_token_id", 2}}},
+      {40, 3, 3, 2, {{"vocab_size", 270}, {"bos_token_id", 256}, {"eos_token_id", {257, 258}}}},
+      {128, 8, 1, 1, {{"vocab_size", 256}}},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.head_dim);
+    json config = frontend::testing::SmallConfig();
+    config.erase("eos_token_id");
+    config.update(c.tokens);
+    config.update({{"head_dim", c.head_dim},
+                   {"num_attention_heads", c.query_heads},
+                   {"num_key_value_heads", c.kv_heads},
+                   {"num_hidden_layers", c.layers},
+                   {"max_position_embeddings", 4096}});
+    const Folder folder;
+    checkpoint_ = folder.path();
+    frontend::testing::WriteCheckpoint(checkpoint_, config,
+                                       frontend::testing::SmallWeights(config, 7));
+    Daemon embedded(kWorkerProgram, {"--host-bytes", "128MiB"});
+    const std::vector<Answer> expected = AnswersOf(Generate(embedded.address()));
+    ASSERT_EQ(expected.size(), 2u);
+    EXPECT_GT(expected[0].bits_per_byte, 0.0);
+    EXPECT_NE(expected[0].bits_per_byte, expected[1].bits_per_byte);
+    Cluster cluster;
+    ASSERT_TRUE(cluster.serving());
+    for (const char* mode : {"rows", "partial"}) {
+      const json report = Generate(cluster.worker().address(), mode);
+      EXPECT_EQ(AnswersOf(report), expected) << mode;
+      EXPECT_GT(report["policies"][1][mode + std::string("_mode_answers")], 0);
+    }
+  }
+}
 
 TEST_F(GenerateTest, RemoteRowsPartialAndAutoGiveTheEmbeddedTextAndScore) {
   const std::vector<Answer>& expected = Undisturbed();

@@ -127,6 +127,26 @@ TEST_F(GenerateProgram, EndsWithCode4OnInputItCannotUse) {
   EXPECT_EQ(Generate("--score-file " + directory_.File("empty")).exit_code, 4);
 }
 
+TEST_F(GenerateProgram, AnEmptyPromptNeedsATokenThatBeginsAText) {
+  WriteFile(directory_.File("empty"), "");
+  for (const bool has_bos : {false, true}) {
+    auto config = testing::SmallConfig();
+    config["vocab_size"] = 256;
+    config["eos_token_id"] = 2;
+    if (has_bos) config["bos_token_id"] = 1;
+    testing::WriteCheckpoint(directory_.path(), config, testing::SmallWeights(config, 1));
+    for (const char* prompt : {"empty", "prompt"}) {
+      SCOPED_TRACE(prompt);
+      const Outcome outcome =
+          RunProgram("--model " + directory_.path() + " --attention " + server_.address() +
+                     " --tokens 1 --prompt-file " + directory_.File(prompt));
+      const bool good = has_bos || std::string(prompt) == "prompt";
+      EXPECT_EQ(outcome.exit_code, good ? 0 : 4) << outcome.err;
+      EXPECT_EQ(outcome.err.find("no token that begins a text") != std::string::npos, !good);
+    }
+  }
+}
+
 TEST_F(GenerateProgram, EndsWithCode5WhenTheServiceRefuses) {
   FaultPlan plan;
   plan.step = 3;

@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -179,24 +181,44 @@ TEST(Tokenizer, EveryByteIsItsToken) {
   EXPECT_EQ(tokenizer->Decode(271), "");
 }
 
+TEST(Tokenizer, TheConfigurationSaysWhatBeginsAndEndsAText) {
+  const TestDirectory directory;
+  const struct {
+    int64_t vocab;
+    std::optional<uint32_t> bos;
+    std::vector<uint32_t> eos;
+    std::vector<uint32_t> document;
+  } cases[] = {
+      {256, std::nullopt, {}, {'a'}},      {256, 1, {2}, {1, 'a'}}, {256, 255, {0, 2}, {255, 'a'}},
+      {257, std::nullopt, {}, {256, 'a'}}, {258, 1, {2}, {1, 'a'}}, {272, 257, {258}, {257, 'a'}},
+      {272, 256, {257, 0}, {256, 'a'}},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.vocab);
+    LlamaConfig config;
+    config.vocab_size = c.vocab;
+    config.bos_token = c.bos;
+    config.eos_tokens = c.eos;
+    const auto tokenizer = Tokenizer::ForModel(directory.path(), config);
+    ASSERT_OK(tokenizer);
+    EXPECT_EQ(tokenizer->EncodeDocument("a"), c.document);
+    EXPECT_THAT(tokenizer->Encode("a"), ElementsAre('a'));
+    for (uint32_t token = 0; token < c.vocab; ++token) {
+      EXPECT_EQ(tokenizer->EndsText(token), std::count(c.eos.begin(), c.eos.end(), token) > 0);
+    }
+  }
+}
+
 TEST(Tokenizer, RefusesModelsThatAreNotByteLevel) {
   const TestDirectory directory;
-  for (const int64_t vocab : {258, 511}) {
+  for (const int64_t vocab : {256, 511}) {
     EXPECT_OK(Tokenizer::ForModel(directory.path(), ByteConfig(vocab)));
   }
-  for (const int64_t vocab : {1, 257, 512, 32000}) {
+  for (const int64_t vocab : {1, 255, 512, 32000}) {
     EXPECT_THAT(Tokenizer::ForModel(directory.path(), ByteConfig(vocab)).status(),
                 StatusIs(absl::StatusCode::kUnimplemented,
                          HasSubstr("vocab_size is " + std::to_string(vocab))));
   }
-  LlamaConfig config = ByteConfig(272);
-  config.bos_token = 1;
-  EXPECT_THAT(Tokenizer::ForModel(directory.path(), config).status(),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("bos_token_id is 1")));
-  config = ByteConfig(272);
-  config.eos_tokens = {2};
-  EXPECT_THAT(Tokenizer::ForModel(directory.path(), config).status(),
-              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("eos_token_id is 2")));
   WriteFile(directory.File("tokenizer.json"), "{}");
   EXPECT_THAT(Tokenizer::ForModel(directory.path(), ByteConfig(272)).status(),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("brings tokenizer.json")));
