@@ -104,7 +104,8 @@ absl::Status ValueWriter::Take(absl::Span<const std::byte> bytes) {
 }
 
 absl::Status ValueWriter::OpenBlock() {
-  const RoomWanted wanted = {.tenant = caller_.tenant, .memory_bytes = spec_.size};
+  const RoomWanted wanted = {
+      .tenant = caller_.tenant, .memory_bytes = spec_.size, .deadline = caller_.deadline};
   absl::Status status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.deadline);
   for (int attempt = 0; absl::IsResourceExhausted(status) && attempt < kRoomAttempts; ++attempt) {
     if (!cache_.MakeRoom(wanted)) break;
