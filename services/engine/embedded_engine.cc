@@ -99,9 +99,8 @@ absl::StatusOr<std::unique_ptr<EmbeddedEngine>> EmbeddedEngine::Open(
 
 ValueCacheOptions EmbeddedEngine::CacheOptions() {
   const kvstore::StoreOptions& store = options_.store;
-  const bool has_disk = !store.disk_path.empty();
-  const uint64_t lowest_bytes = has_disk ? store.disk_bytes : store.host_bytes;
-  return {.records = has_disk && store.durability != kvstore::Durability::kNone,
+  const uint64_t lowest_bytes = options_.writes_behind() ? store.disk_bytes : store.host_bytes;
+  return {.records = options_.writes_behind(),
           .tenant_bytes_max = options_.retained_bytes_max,
           .value_bytes_max = std::min(options_.limits.max_value_bytes, lowest_bytes / 4),
           .values_max = options_.limits.max_values,
@@ -261,7 +260,9 @@ absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, 
     const auto end = static_cast<uint16_t>(std::min(first + step, int{layout.layers}));
     std::vector<kvstore::ReadRequest> requests;
     for (uint16_t layer = first; layer < end; ++layer) {
-      absl::Status status = store_->ReserveRows(to, layer, block, block + 1, deadline);
+      absl::Status status =
+          WithRoom({.tenant = sequence.tenant, .memory_bytes = layer_bytes, .deadline = deadline},
+                   [&] { return store_->ReserveRows(to, layer, block, block + 1, deadline); });
       if (absl::IsResourceExhausted(status)) return NoRoom(status.message());
       if (!status.ok()) return status;
       for (uint16_t head = 0; head < layout.heads; ++head) {

@@ -57,6 +57,11 @@ struct EmbeddedOptions {
   PrefixDigest prefix_digest = Sha256;
 
   absl::Status Validate() const;
+  // Whether memory becomes free by itself, as blocks reach the disk. Where it does not, what is
+  // retained gives way to whoever finds no room.
+  bool writes_behind() const {
+    return !store.disk_path.empty() && store.durability != kvstore::Durability::kNone;
+  }
 };
 
 // Thread-safe.
@@ -257,8 +262,10 @@ class EmbeddedEngine final : public KvEngine {
   void Expire(Sequence& sequence, absl::Time now);
   // Drops retained sequences and values, those used longest ago first, of the tenant that has most:
   // while that one is over its quota, the lowest tier is full, or sequences or values are too many,
-  // and for a put that found no room. Whether any was dropped.
+  // and for whoever found no room. Those in use are passed over. Whether any was dropped.
   bool ShrinkRetained(const RoomWanted& wanted);
+  // Calls `attempt`, and again for as long as it finds no room and something retained gives way.
+  absl::Status WithRoom(const RoomWanted& wanted, const std::function<absl::Status()>& attempt);
   // Adds retained sequences.
   void AddRetained(RetainedSet& set) const;
   // Whether the lowest tier is too full for what is retained, and by how much.

@@ -9,7 +9,7 @@
 namespace terrace::engine {
 namespace {
 
-// How long a sweep waits for one sequence: the next sweep comes.
+// How long a sweep waits for the disk, for one sequence: the next sweep comes.
 constexpr absl::Duration kSweepPatience = absl::Milliseconds(100);
 
 // How long one who finds no room waits for another who makes some.
@@ -96,8 +96,8 @@ void EmbeddedEngine::Expire(Sequence& sequence, absl::Time now) {
   };
   if (!expired()) return;
   const absl::Time deadline = absl::Now() + kSweepPatience;
-  const SoleHold gate(sequence.gate, deadline);
-  // A step that ran meanwhile has used it.
+  const SoleHold gate(sequence.gate, std::try_to_lock);
+  // Who holds it uses it, and a step that ran meanwhile has.
   if (!gate.held() || !expired()) return;
   const bool retain = !sequence.retained() && sequence.spec.retention > absl::ZeroDuration();
   // What cannot be written now expires again.
@@ -136,18 +136,19 @@ bool EmbeddedEngine::DropFrom(RetainedSet& set,
   while (needed(taken_bytes)) {
     std::optional<Retained> taken = set.Take();
     if (!taken.has_value()) break;
-    any = true;
-    taken_bytes += taken->bytes;
     if (auto* value = std::get_if<std::shared_ptr<StoredValue>>(&taken->what)) {
+      any = true;
+      taken_bytes += taken->bytes;
       values.push_back(std::move(*value));
       if (values.size() == kValuesAtOnce) drop_values();
       continue;
     }
     // Outlives its gate.
     const auto sequence = std::get<std::shared_ptr<Sequence>>(std::move(taken->what));
-    const absl::Time deadline = absl::Now() + patience;
-    const SoleHold gate(sequence->gate, deadline);
-    if (gate.held()) DropLocked(*sequence, deadline).IgnoreError();
+    const SoleHold gate(sequence->gate, std::try_to_lock);
+    if (!gate.held() || !DropLocked(*sequence, absl::Now() + patience).ok()) continue;
+    any = true;
+    taken_bytes += taken->bytes;
   }
   drop_values();
   return any;
@@ -155,7 +156,7 @@ bool EmbeddedEngine::DropFrom(RetainedSet& set,
 
 bool EmbeddedEngine::ShrinkRetained(const RoomWanted& wanted) {
   // One at a time, lest many who find no room each make all of it.
-  const SoleHold shrinking(shrinking_, absl::Now() + kShrinkPatience);
+  const SoleHold shrinking(shrinking_, std::min(wanted.deadline, absl::Now() + kShrinkPatience));
   if (!shrinking.held()) return false;
   bool any = false;
   const Limits& limits = options_.limits;
@@ -178,8 +179,8 @@ bool EmbeddedEngine::ShrinkRetained(const RoomWanted& wanted) {
   const uint64_t quota_max = options_.retained_bytes_max;
   const bool put_is_over = wanted.quota_bytes > 0 && all.MostBytes() > quota_max;
   const uint64_t quota = put_is_over ? quota_max - quota_max / kSlackDivisor : quota_max;
-  // With a disk, memory is made by who writes to it and who evicts.
-  const uint64_t memory_bytes = options_.store.disk_path.empty() ? wanted.memory_bytes : 0;
+  // Memory that is written behind is made free by who writes and who evicts.
+  const uint64_t memory_bytes = options_.writes_behind() ? 0 : wanted.memory_bytes;
   // What is shared frees less than it counts.
   for (bool again = true; again;) {
     const uint64_t excess = std::max(ExcessBytes(), memory_bytes);
@@ -189,6 +190,20 @@ bool EmbeddedEngine::ShrinkRetained(const RoomWanted& wanted) {
     again = again && ExcessBytes() > 0;
   }
   return any;
+}
+
+absl::Status EmbeddedEngine::WithRoom(const RoomWanted& wanted,
+                                      const std::function<absl::Status()>& attempt) {
+  absl::Status status = attempt();
+  bool more = !options_.writes_behind();
+  while (more && absl::IsResourceExhausted(status)) {
+    more = ShrinkRetained(wanted);
+    // Once more when nothing was left to drop: another may have made room meanwhile.
+    status = attempt();
+  }
+  // What is idle may end, and what is retained on disk give way.
+  if (absl::IsResourceExhausted(status)) SweepSoon();
+  return status;
 }
 
 void EmbeddedEngine::Sweep() {

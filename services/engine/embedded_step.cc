@@ -9,6 +9,15 @@
 #include "services/engine/sparq_step.h"
 
 namespace terrace::engine {
+namespace {
+
+// Memory that `rows` of one layer may need, wherever they begin.
+uint64_t RoomOf(const kvstore::BlockLayout& layout, int64_t rows) {
+  const uint64_t blocks = static_cast<uint64_t>(rows) / layout.block_tokens + 1;
+  return blocks * layout.heads * (layout.rows_bytes() + layout.piece_bytes());
+}
+
+}  // namespace
 
 absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, const Writing& writing,
                                           const AppendRows& rows, absl::Time deadline) {
@@ -38,13 +47,15 @@ absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, const Writing& wri
   }
   // Before the rows: the last of them may complete a block, and the hash says how it came about.
   if (writing.sparse) MarkSparse(sequence, rows.position, rows.rows);
-  const absl::Status status = Appender(*store_, *pool_, sequence).Append(rows, deadline);
+  const absl::Status status =
+      WithRoom({.tenant = sequence.tenant,
+                .memory_bytes = RoomOf(sequence.layout.block, rows.rows),
+                .deadline = deadline},
+               [&] { return Appender(*store_, *pool_, sequence).Append(rows, deadline); });
   Writing taken = writing;
   // Rows that stand may be others than those that were refused, and so may their tokens be.
   if (!status.ok()) taken.token_ids = {};
   TakeTokens(sequence, rows.layer, length_before, taken);
-  // Retained sequences may give way.
-  if (absl::IsResourceExhausted(status)) SweepSoon();
   return status;
 }
 

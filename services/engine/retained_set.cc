@@ -12,18 +12,24 @@ void RetainedSet::Add(const std::string& tenant, Retained retained) {
   owner.sorted = false;
 }
 
-RetainedSet::Tenants::const_iterator RetainedSet::Most() const {
-  return std::max_element(tenants_.begin(), tenants_.end(), [](const auto& a, const auto& b) {
-    return a.second.bytes < b.second.bytes;
-  });
+RetainedSet::Tenants::iterator RetainedSet::Most() {
+  auto most = tenants_.end();
+  for (auto it = tenants_.begin(); it != tenants_.end(); ++it) {
+    if (it->second.retained.empty()) continue;
+    if (most == tenants_.end() || it->second.bytes > most->second.bytes) most = it;
+  }
+  return most;
 }
 
-uint64_t RetainedSet::MostBytes() const { return tenants_.empty() ? 0 : Most()->second.bytes; }
+uint64_t RetainedSet::MostBytes() {
+  const auto most = Most();
+  return most == tenants_.end() ? 0 : most->second.bytes;
+}
 
 std::optional<Retained> RetainedSet::Take() {
-  if (tenants_.empty()) return std::nullopt;
-  Tenant& most = tenants_.find(Most()->first)->second;
-  if (most.retained.empty()) return std::nullopt;
+  const auto found = Most();
+  if (found == tenants_.end()) return std::nullopt;
+  Tenant& most = found->second;
   if (!most.sorted) {
     std::sort(most.retained.begin(), most.retained.end(),
               [](const Retained& a, const Retained& b) { return a.last_used_us > b.last_used_us; });

@@ -1,6 +1,7 @@
-// RetainedSet: what may be given up for room, and who loses first: the tenant that has most, and
-// of its things the one that was used longest ago. So one tenant's content never costs another one
-// more than it has itself (I11).
+// RetainedSet: what may be given up for room, and who loses first: of the tenants that have
+// something to give, the one that has most, and of its things the one that was used longest ago. So
+// one tenant's content never costs another one more than it has itself, but for what leases and
+// readers keep: those stop nobody else's from going (I11).
 #ifndef TERRACE_SERVICES_ENGINE_RETAINED_SET_H_
 #define TERRACE_SERVICES_ENGINE_RETAINED_SET_H_
 
@@ -30,9 +31,9 @@ class RetainedSet {
   void Count(const std::string& tenant, uint64_t bytes) { tenants_[tenant].bytes += bytes; }
   void Add(const std::string& tenant, Retained retained);
 
-  // What the tenant with most has.
-  uint64_t MostBytes() const;
-  // The next to go; nothing when the tenant with most has nothing that can.
+  // What the tenant has that loses next; 0 when nobody has anything to give.
+  uint64_t MostBytes();
+  // The next to go; nothing when there is none.
   std::optional<Retained> Take();
 
  private:
@@ -44,7 +45,8 @@ class RetainedSet {
   };
   using Tenants = std::map<std::string, Tenant>;
 
-  Tenants::const_iterator Most() const;
+  // Of those that have something to give; end() for none.
+  Tenants::iterator Most();
 
   Tenants tenants_;
 };

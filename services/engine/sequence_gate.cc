@@ -32,6 +32,13 @@ bool SequenceGate::Lock(absl::Time deadline) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   return in_time;
 }
 
+bool SequenceGate::TryLock() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  const kvstore::MutexLock lock(mu_);
+  if (alone_ || sharing_ > 0 || waiting_ > 0) return false;
+  alone_ = true;
+  return true;
+}
+
 void SequenceGate::UnlockShared() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   kvstore::MutexLock lock(mu_);
   if (--sharing_ == 0) changed_.NotifyAll();
@@ -54,6 +61,10 @@ SharedHold::~SharedHold() ABSL_NO_THREAD_SAFETY_ANALYSIS {
 SoleHold::SoleHold(SequenceGate& gate, absl::Time deadline) ABSL_NO_THREAD_SAFETY_ANALYSIS
     : gate_(gate),
       held_(gate.Lock(deadline)) {}
+
+SoleHold::SoleHold(SequenceGate& gate, std::try_to_lock_t /*now*/) ABSL_NO_THREAD_SAFETY_ANALYSIS
+    : gate_(gate),
+      held_(gate.TryLock()) {}
 
 SoleHold::~SoleHold() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   if (held_) gate_.Unlock();

@@ -8,6 +8,8 @@
 #ifndef TERRACE_SERVICES_ENGINE_SEQUENCE_GATE_H_
 #define TERRACE_SERVICES_ENGINE_SEQUENCE_GATE_H_
 
+#include <mutex>
+
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
 #include "kvstore/mutex.h"
@@ -23,6 +25,8 @@ class ABSL_LOCKABLE SequenceGate {
   // False when `deadline` came first; then nothing is held.
   bool LockShared(absl::Time deadline) ABSL_SHARED_TRYLOCK_FUNCTION(true);
   bool Lock(absl::Time deadline) ABSL_EXCLUSIVE_TRYLOCK_FUNCTION(true);
+  // The same without waiting: false when somebody holds it, or waits to hold it alone.
+  bool TryLock() ABSL_EXCLUSIVE_TRYLOCK_FUNCTION(true);
 
   void UnlockShared() ABSL_UNLOCK_FUNCTION();
   void Unlock() ABSL_UNLOCK_FUNCTION();
@@ -59,6 +63,7 @@ class ABSL_SCOPED_LOCKABLE SharedHold {
 class ABSL_SCOPED_LOCKABLE SoleHold {
  public:
   SoleHold(SequenceGate& gate, absl::Time deadline) ABSL_EXCLUSIVE_LOCK_FUNCTION(gate);
+  SoleHold(SequenceGate& gate, std::try_to_lock_t /*now*/) ABSL_EXCLUSIVE_LOCK_FUNCTION(gate);
   ~SoleHold() ABSL_UNLOCK_FUNCTION();
   SoleHold(const SoleHold&) = delete;
   SoleHold& operator=(const SoleHold&) = delete;

@@ -92,9 +92,9 @@ absl::Status ValueCache::ChargeOrMakeRoom(const Caller& caller, uint64_t bytes) 
     check = unchecked_bytes_ >= options_.check_bytes;
     if (check) unchecked_bytes_ = 0;
   }
-  if (check) options_.make_room({.tenant = caller.tenant});
+  if (check) options_.make_room({.tenant = caller.tenant, .deadline = caller.deadline});
   if (Charge(caller.tenant, bytes)) return absl::OkStatus();
-  options_.make_room({.tenant = caller.tenant, .quota_bytes = bytes});
+  options_.make_room({.tenant = caller.tenant, .quota_bytes = bytes, .deadline = caller.deadline});
   if (Charge(caller.tenant, bytes)) return absl::OkStatus();
   return NoRoom(absl::StrCat("values: ", bytes, " bytes more than a tenant may have (",
                              options_.tenant_bytes_max, "), or one more than ", options_.values_max,

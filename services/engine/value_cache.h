@@ -43,6 +43,8 @@ struct RoomWanted {
   uint64_t quota_bytes = 0;
   // Of host memory.
   uint64_t memory_bytes = 0;
+  // Who wants it waits no longer.
+  absl::Time deadline = absl::InfiniteFuture();
 };
 
 struct ValueCacheOptions {

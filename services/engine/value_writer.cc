@@ -104,12 +104,13 @@ absl::Status ValueWriter::Take(absl::Span<const std::byte> bytes) {
 }
 
 absl::Status ValueWriter::OpenBlock() {
-  const RoomWanted wanted = {.tenant = caller_.tenant, .memory_bytes = spec_.size};
-  absl::Status status =
-      store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.Bounded().deadline);
+  const absl::Time deadline = caller_.Bounded().deadline;
+  const RoomWanted wanted = {
+      .tenant = caller_.tenant, .memory_bytes = spec_.size, .deadline = deadline};
+  absl::Status status = store_->Reserve(*segment_, 0, block_, block_ + 1, deadline);
   for (int attempt = 0; absl::IsResourceExhausted(status) && attempt < kRoomAttempts; ++attempt) {
     if (!cache_.MakeRoom(wanted)) break;
-    status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.Bounded().deadline);
+    status = store_->Reserve(*segment_, 0, block_, block_ + 1, deadline);
   }
   if (absl::IsResourceExhausted(status)) return NoRoom(status.message());
   if (!status.ok()) return status;

@@ -77,6 +77,21 @@ TEST(SequenceGateTest, AWriterThatGivesUpLetsNewcomersIn) {
   gate.UnlockShared();
 }
 
+TEST(SequenceGateTest, WhoTriesGetsItOnlyWhereNobodyIsInTheWay) {
+  SequenceGate gate;
+  {
+    const SharedHold other(gate, kNever);
+    EXPECT_FALSE(SoleHold(gate, std::try_to_lock).held());
+  }
+  {
+    const SoleHold mine(gate, std::try_to_lock);
+    EXPECT_TRUE(mine.held());
+    EXPECT_FALSE(SoleHold(gate, std::try_to_lock).held());
+  }
+  EXPECT_TRUE(gate.LockShared(kNever));
+  gate.UnlockShared();
+}
+
 TEST(SequenceGateTest, NobodyIsInsideWithOneWhoHoldsItAlone) {
   SequenceGate gate;
   // Unprotected but by the gate: a sanitizer would say so.
