@@ -125,55 +125,60 @@ TEST_F(SetAsideTest, AnotherTenantNeitherSeesNorDeletesIt) {
   EXPECT_OK(engine->Delete(owner, "planted"));
 }
 
-// Layers that a crash left uneven are cut at a start, which takes room for open rows.
+// A fork of rows that a crash took is cut at a start, in a segment of its own: that takes room for
+// the rows of the block that is cut.
 TEST_F(SetAsideTest, WhatAStartHadNoRoomForIsNotLost) {
   constexpr int kCount = 6;
+  constexpr int64_t kDurable = 64 + 10;
   engine::Geometry wide = SmallGeometry();
   wide.kv_heads = 4;
   wide.head_dim = 64;
-  std::vector<SequenceInfo> uneven;
+  std::vector<std::string> parents;
+  std::vector<std::string> children;
   options_.index_tokens = 256;
   {
     const auto engine = OpenEngine(options_);
     for (int i = 0; i < kCount; ++i) {
-      uneven.push_back(*engine->Create({}, Spec(wide)));
-      const KvRows rows = MakeRows(wide, kSeed, 0, 0, 192);
-      ASSERT_OK(AppendRowsOf(*engine, uneven[i], 0, 0, rows));
-      ASSERT_OK(AppendRowsOf(*engine, uneven[i], 1, 0, MakeRows(wide, kSeed, 1, 0, 10)));
-      ASSERT_OK(engine->Flush({}, uneven[i].handle));
+      const SequenceInfo parent = *engine->Create({}, Spec(wide));
+      for (int64_t end : {kDurable, int64_t{192}}) {
+        for (int layer = 0; layer < wide.layers; ++layer) {
+          ASSERT_OK(AppendRowsOf(*engine, parent, layer, 0, MakeRows(wide, kSeed, layer, 0, end)));
+        }
+        if (end == kDurable) ASSERT_OK(engine->Flush({}, parent.handle));
+      }
+      parents.push_back(parent.handle);
+      children.push_back(engine->Fork({}, parent.handle, 128, "")->handle);
     }
   }
+  const auto lengths = [](engine::EmbeddedEngine& engine, const std::string& handle) {
+    const absl::StatusOr<SequenceInfo> info = engine.Get({}, handle);
+    EXPECT_OK(info);
+    return info.ok() ? info->layer_lengths : std::vector<int64_t>{};
+  };
+  // What is aside is cut to whole blocks later: its parent may have gone on.
+  const std::vector<int64_t> whole(wide.layers, kDurable);
+  const std::vector<int64_t> blocks(wide.layers, 64);
   options_.store.host_bytes = uint64_t{2} << 20;
+  std::string late;
   {
     const auto engine = OpenEngine(options_);
     const size_t aside = engine->damaged().size();
     ASSERT_GT(aside, 0u);
     ASSERT_LT(aside, size_t{kCount});
-    const auto listed = engine->ListSequences("", "", 10);
+    const auto listed = engine->ListSequences("", "", 20);
     ASSERT_OK(listed);
-    std::string late;
     for (const engine::SequenceSummary& summary : *listed) {
       if (!summary.problem.empty()) late = summary.handle;
     }
     ASSERT_FALSE(late.empty());
-    // All others make room for one.
-    for (const SequenceInfo& sequence : uneven) {
-      if (sequence.handle == late) continue;
-      ASSERT_OK(engine->Delete({}, sequence.handle));
-    }
-    const absl::StatusOr<SequenceInfo> info = engine->Get({}, late);
-    ASSERT_OK(info);
-    EXPECT_EQ(info->layer_lengths, (std::vector<int64_t>{10, 10}));
-    uneven = {*info};
+    EXPECT_EQ(lengths(*engine, late), blocks);
   }
   options_.store.host_bytes = uint64_t{16} << 20;
   const auto engine = OpenEngine(options_);
   EXPECT_TRUE(engine->damaged().empty());
-  for (const SequenceInfo& sequence : uneven) {
-    const absl::StatusOr<SequenceInfo> info = engine->Get({}, sequence.handle);
-    ASSERT_OK(info);
-    EXPECT_EQ(info->layer_lengths, (std::vector<int64_t>{10, 10}));
-    EXPECT_EQ(info->durable_length, 10);
+  for (const std::string& parent : parents) EXPECT_EQ(lengths(*engine, parent), whole);
+  for (const std::string& child : children) {
+    EXPECT_EQ(lengths(*engine, child), child == late ? blocks : whole);
   }
 }
 
