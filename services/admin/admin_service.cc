@@ -29,7 +29,7 @@ class AdminServiceImpl final : public v1::AdminService::CallbackService {
     return RunUnary(context, executor_, *request, [=, this] {
       std::vector<absl::Status> unreachable;
       const absl::StatusOr<std::vector<engine::TierReport>> tiers = engine_.ListTiers(
-          {.deadline = runtime::CallerOf(*context).deadline, .unreachable = &unreachable});
+          {.deadline = runtime::DeadlineOf(*context), .unreachable = &unreachable});
       if (!tiers.ok()) return tiers.status();
       for (const engine::TierReport& tier : *tiers) runtime::ToProto(tier, response->add_tiers());
       for (const absl::Status& error : unreachable) {
@@ -42,9 +42,8 @@ class AdminServiceImpl final : public v1::AdminService::CallbackService {
   grpc::ServerUnaryReactor* ListSequences(grpc::CallbackServerContext* context,
                                           const v1::ListSequencesRequest* request,
                                           v1::ListSequencesResponse* response) override {
-    return RunUnary(context, executor_, *request, [=, this] {
-      return Page(runtime::CallerOf(*context).deadline, *request, response);
-    });
+    return RunUnary(context, executor_, *request,
+                    [=, this] { return Page(runtime::DeadlineOf(*context), *request, response); });
   }
 
   grpc::ServerUnaryReactor* DescribeSequence(grpc::CallbackServerContext* context,
@@ -52,7 +51,7 @@ class AdminServiceImpl final : public v1::AdminService::CallbackService {
                                              v1::DescribeSequenceResponse* response) override {
     return RunUnary(context, executor_, *request, [=, this] {
       const absl::StatusOr<engine::SequenceDescription> description =
-          engine_.Describe(request->handle(), runtime::CallerOf(*context).deadline);
+          engine_.Describe(request->handle(), runtime::DeadlineOf(*context));
       if (!description.ok()) return description.status();
       runtime::ToProto(*description, response);
       return absl::OkStatus();

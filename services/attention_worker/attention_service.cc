@@ -61,7 +61,7 @@ class AttentionServiceImpl final : public v1::AttentionService::CallbackService 
 
   grpc::ServerBidiReactor<v1::AttendRequest, v1::AttendResponse>* AttendStream(
       grpc::CallbackServerContext* context) override {
-    const engine::Caller caller = runtime::StreamCallerOf(*context);
+    const engine::Caller caller = CallerOf(*context);
     return new runtime::StepStream<v1::AttendRequest, v1::AttendResponse>(
         context, executor_, drain_,
         [this, caller](const v1::AttendRequest& request, absl::Time arrival,

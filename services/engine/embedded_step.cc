@@ -145,7 +145,7 @@ StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequ
         ReadStepTensors(request, part.geometry, options_.limits.max_step_tokens);
     if (!tensors.ok()) return tensors.status();
     StepOptions limits = options;
-    limits.deadline = std::min(caller.Bounded().deadline, options.deadline);
+    limits.deadline = std::min(caller.deadline, options.deadline);
     const SharedHold gate(sequence.gate, limits.deadline);
     if (!gate.held()) return NotBegun("step");
     if (sequence.closed) return SequenceNotFound(request.handle);

@@ -4,7 +4,6 @@
 #ifndef TERRACE_SERVICES_ENGINE_KV_ENGINE_H_
 #define TERRACE_SERVICES_ENGINE_KV_ENGINE_H_
 
-#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -12,7 +11,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "services/engine/geometry.h"
@@ -22,19 +20,10 @@
 
 namespace terrace::engine {
 
-// How long anything waits for a caller that says nothing of a deadline: a gate, room, the disk,
-// another process.
-inline constexpr absl::Duration kWaitMax = absl::Minutes(2);
-
 // On whose behalf, and until when.
 struct Caller {
   std::string tenant = "default";
   absl::Time deadline = absl::InfiniteFuture();
-
-  // The same for something that begins now: with a deadline.
-  Caller Bounded() const {
-    return {.tenant = tenant, .deadline = std::min(deadline, absl::Now() + kWaitMax)};
-  }
 };
 
 // K and V of consecutive positions of one layer, [n, kv_heads, head_dim] each.

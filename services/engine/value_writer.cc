@@ -104,13 +104,12 @@ absl::Status ValueWriter::Take(absl::Span<const std::byte> bytes) {
 }
 
 absl::Status ValueWriter::OpenBlock() {
-  const absl::Time deadline = caller_.Bounded().deadline;
   const RoomWanted wanted = {
-      .tenant = caller_.tenant, .memory_bytes = spec_.size, .deadline = deadline};
-  absl::Status status = store_->Reserve(*segment_, 0, block_, block_ + 1, deadline);
+      .tenant = caller_.tenant, .memory_bytes = spec_.size, .deadline = caller_.deadline};
+  absl::Status status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.deadline);
   for (int attempt = 0; absl::IsResourceExhausted(status) && attempt < kRoomAttempts; ++attempt) {
     if (!cache_.MakeRoom(wanted)) break;
-    status = store_->Reserve(*segment_, 0, block_, block_ + 1, deadline);
+    status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.deadline);
   }
   if (absl::IsResourceExhausted(status)) return NoRoom(status.message());
   if (!status.ok()) return status;
@@ -152,7 +151,7 @@ absl::Status ValueWriter::FinishLocked() {
   value->block_bytes = block_bytes_;
   value->segment = segment_;
   charged_bytes_ = 0;
-  return cache_.Publish(std::move(value), spec_.ttl, caller_.Bounded().deadline);
+  return cache_.Publish(std::move(value), spec_.ttl, caller_.deadline);
 }
 
 }  // namespace terrace::engine

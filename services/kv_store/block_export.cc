@@ -34,7 +34,7 @@ BlockExport::BlockExport(grpc::CallbackServerContext* context, engine::EmbeddedE
       executor_(executor),
       max_message_bytes_(max_message_bytes),
       request_(request),
-      caller_(runtime::StreamCallerOf(*context)) {
+      caller_(runtime::CallerOf(*context)) {
   absl::Status refused = executor_.refusal();
   if (refused.ok() && !executor_.Submit([this] { Begin(); })) refused = runtime::QueueFull();
   if (!refused.ok()) Finish(runtime::ToGrpcStatus(refused));
@@ -50,7 +50,7 @@ void BlockExport::OnWriteDone(bool ok) {
 }
 
 void BlockExport::Begin() {
-  absl::StatusOr<engine::SequenceInfo> info = engine_.Get(caller_.Bounded(), request_.handle());
+  absl::StatusOr<engine::SequenceInfo> info = engine_.Get(caller_, request_.handle());
   if (!info.ok()) {
     Finish(runtime::ToGrpcStatus(info.status()));
     return;
@@ -89,7 +89,7 @@ void BlockExport::Next() {
   std::vector<uint32_t> positions(count_);
   std::iota(positions.begin(), positions.end(), static_cast<uint32_t>(position_));
   const absl::StatusOr<std::vector<std::byte>> rows =
-      engine_.ReadRows(caller_.Bounded(), info_.handle, layer_, head_, positions);
+      engine_.ReadRows(caller_, info_.handle, layer_, head_, positions);
   if (!rows.ok()) {
     Finish(runtime::ToGrpcStatus(rows.status()));
     return;

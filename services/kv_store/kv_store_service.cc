@@ -94,7 +94,7 @@ class KvStoreServiceImpl final : public Service {
 
   grpc::ServerBidiReactor<v1::StoreStepRequest, v1::StoreStepResponse>* AttendSteps(
       grpc::CallbackServerContext* context) override {
-    const engine::Caller caller = runtime::StreamCallerOf(*context);
+    const engine::Caller caller = CallerOf(*context);
     return new runtime::StepStream<v1::StoreStepRequest, v1::StoreStepResponse>(
         context, executor_, drain_,
         [this, caller](const v1::StoreStepRequest& request, absl::Time arrival,
@@ -168,9 +168,8 @@ class KvStoreServiceImpl final : public Service {
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* PutBlocks(
       grpc::CallbackServerContext* context) override {
-    return new BlockStream(
-        context, executor_, drain_,
-        std::make_unique<BlockIntake>(engine_, runtime::StreamCallerOf(*context)));
+    return new BlockStream(context, executor_, drain_,
+                           std::make_unique<BlockIntake>(engine_, CallerOf(*context)));
   }
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* GetBlocks(
@@ -178,7 +177,7 @@ class KvStoreServiceImpl final : public Service {
     const uint64_t data_bytes_max = std::min(kBlockDataBytes, max_message_bytes_ - kFieldsBytes);
     return new BlockStream(
         context, executor_, drain_,
-        std::make_unique<BlockOutput>(engine_, runtime::StreamCallerOf(*context), data_bytes_max));
+        std::make_unique<BlockOutput>(engine_, CallerOf(*context), data_bytes_max));
   }
 
   grpc::ServerUnaryReactor* LookupBlocks(grpc::CallbackServerContext* context,

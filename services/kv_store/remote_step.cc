@@ -17,6 +17,9 @@
 namespace terrace::kv_store {
 namespace {
 
+// For steps without a deadline of their own: a store that hangs must not hang the worker.
+constexpr absl::Duration kStepTimeout = absl::Minutes(2);
+
 absl::Status NotSent(const absl::Status& why) {
   return absl::DeadlineExceededError(
       absl::StrCat("step: its deadline passed before it was sent: ", why.message()));
@@ -225,7 +228,7 @@ std::vector<engine::StepResult> RemoteEngine::Attend(const engine::Caller& calle
                                                      const engine::StepOptions& options) {
   std::vector<engine::StepResult> results(requests.size());
   engine::StepOptions bounded = options;
-  bounded.deadline = std::min({caller.deadline, options.deadline, absl::Now() + engine::kWaitMax});
+  bounded.deadline = std::min({caller.deadline, options.deadline, absl::Now() + kStepTimeout});
   if (absl::Now() >= bounded.deadline) {
     // A store that heard of it might still be in time to append.
     for (engine::StepResult& result : results) {

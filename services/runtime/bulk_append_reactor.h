@@ -29,7 +29,7 @@ class BulkAppendReactor final : public grpc::ServerReadReactor<v1::AppendKvReque
         executor_(executor),
         drain_(drain),
         response_(response),
-        append_(engine, StreamCallerOf(*context)) {
+        append_(engine, CallerOf(*context)) {
     absl::Status refused = executor_.refusal();
     if (refused.ok() && !executor_.bytes().HasRoom()) refused = BytesFull();
     if (!refused.ok()) {

@@ -27,8 +27,7 @@ inline absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   return absl::FromChrono(deadline);
 }
 
-// Of a stream, whose messages are bounded one by one.
-inline engine::Caller StreamCallerOf(const grpc::CallbackServerContext& context) {
+inline engine::Caller CallerOf(const grpc::CallbackServerContext& context) {
   engine::Caller caller;
   caller.deadline = DeadlineOf(context);
   const auto& metadata = context.client_metadata();
@@ -38,10 +37,6 @@ inline engine::Caller StreamCallerOf(const grpc::CallbackServerContext& context)
     caller.tenant.assign(tenant->second.data(), tenant->second.size());
   }
   return caller;
-}
-
-inline engine::Caller CallerOf(const grpc::CallbackServerContext& context) {
-  return StreamCallerOf(context).Bounded();
 }
 
 inline absl::Status QueueFull() {

@@ -122,7 +122,7 @@ absl::Status BulkAppend::Add(const v1::AppendKvRequest& request) {
     const absl::StatusOr<engine::TensorView> v = FromProto("v", chunk.v());
     if (!v.ok()) return v.status();
     const absl::StatusOr<int64_t> length = engine_.Append(
-        caller_.Bounded(),
+        caller_,
         {.handle = handle_,
          .writer_epoch = writer_epoch_,
          .layer = static_cast<int>(chunk.layer()),
@@ -141,7 +141,7 @@ absl::Status BulkAppend::End(v1::AppendKvResponse* response) {
   if (handle_.empty()) {
     return absl::InvalidArgumentError("got an empty stream, expected at least one message");
   }
-  const absl::StatusOr<engine::SequenceInfo> info = engine_.Get(caller_.Bounded(), handle_);
+  const absl::StatusOr<engine::SequenceInfo> info = engine_.Get(caller_, handle_);
   if (!info.ok()) return info.status();
   response->set_length(static_cast<uint64_t>(info->length));
   response->set_durable_length(static_cast<uint64_t>(info->durable_length));

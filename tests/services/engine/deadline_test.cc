@@ -31,17 +31,6 @@ absl::StatusCode CodeOf(const absl::StatusOr<T>& result) {
   return result.status().code();
 }
 
-TEST(CallerTest, EverythingHasADeadline) {
-  const absl::Time before = absl::Now();
-  const absl::Time none = Caller{.tenant = "a"}.Bounded().deadline;
-  EXPECT_GE(none, before + engine::kWaitMax);
-  EXPECT_LE(none, absl::Now() + engine::kWaitMax);
-  EXPECT_EQ(Caller{.tenant = "a"}.Bounded().tenant, "a");
-  for (const absl::Time given : {absl::InfinitePast(), before, before + absl::Seconds(1)}) {
-    EXPECT_EQ(Caller{.deadline = given}.Bounded().deadline, given);
-  }
-}
-
 // An engine whose disk writes can be made to hang.
 class DeadlineTest : public ::testing::Test {
  protected:
