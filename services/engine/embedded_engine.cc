@@ -209,7 +209,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Publish(const std::shared_ptr<Seque
   std::vector<BlockHash> hashes;
   {
     const kvstore::MutexLock lock(sequence->tokens_mu);
-    hashes = sequence->tokens.blocks();
+    hashes = sequence->tokens.blocks().Copy(0, sequence->tokens.blocks().size());
   }
   prefixes_.Add(*sequence, hashes);
   return sequence->Info(*store_);

@@ -168,7 +168,8 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest,
     sequences_.emplace(sequence->handle, sequence);
   }
   const kvstore::MutexLock lock(sequence->tokens_mu);
-  prefixes_.Add(*sequence, sequence->tokens.blocks());
+  const TokenChain::Hashes& hashes = sequence->tokens.blocks();
+  prefixes_.Add(*sequence, hashes.Copy(0, hashes.size()));
   return absl::OkStatus();
 }
 

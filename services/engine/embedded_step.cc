@@ -80,7 +80,7 @@ void EmbeddedEngine::TakeTokens(Sequence& sequence, int layer, int64_t length_be
     if (!added && length_before / block_tokens == length / block_tokens) return;
     const size_t known = tokens.blocks().size();
     tokens.Advance(sequence.length());
-    complete.assign(tokens.blocks().begin() + known, tokens.blocks().end());
+    complete = tokens.blocks().Copy(known, tokens.blocks().size());
   }
   prefixes_.Add(sequence, complete);
 }
