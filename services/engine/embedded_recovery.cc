@@ -163,6 +163,7 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest,
   }
   // A retained one of which nothing is left.
   if (sequence->ranges.empty()) return absl::OkStatus();
+  if (!sequence->retained()) sequence->live = live_.TakeBack(sequence->tenant);
   {
     const kvstore::MutexLock lock(mu_);
     sequences_.emplace(sequence->handle, sequence);
