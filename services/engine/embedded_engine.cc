@@ -43,6 +43,10 @@ absl::Status EmbeddedOptions::Validate() const {
     status = absl::InvalidArgumentError(
         absl::StrCat("compute-threads: got ", compute_threads, ", expected 0 to 1024"));
   }
+  if (status.ok() && limits.max_tenant_sequences < 1) {
+    status = absl::InvalidArgumentError(absl::StrCat(
+        "tenant-sequences: got ", limits.max_tenant_sequences, ", expected at least 1"));
+  }
   if (status.ok() && sweep_interval < absl::ZeroDuration()) {
     status = absl::InvalidArgumentError("sweep-interval: got a negative one, expected 0 or more");
   }
@@ -53,7 +57,8 @@ absl::Status EmbeddedOptions::Validate() const {
   return status;
 }
 
-EmbeddedEngine::EmbeddedEngine(const EmbeddedOptions& options) : options_(options) {
+EmbeddedEngine::EmbeddedEngine(const EmbeddedOptions& options)
+    : options_(options), live_(options.limits.max_tenant_sequences) {
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   pool_ = std::make_unique<WorkPool>(options.compute_threads > 0 ? options.compute_threads : cores);
 }
@@ -143,7 +148,7 @@ absl::StatusOr<std::shared_ptr<Sequence>> EmbeddedEngine::Find(const Caller& cal
     if (!aside.ok()) return FindServed(caller, handle);
     if (absl::IsDataLoss(aside->why)) return aside->why;
   }
-  if (absl::Status status = RecoverLate(std::string(handle), caller.deadline); !status.ok()) {
+  if (absl::Status status = RecoverLate(std::string(handle), caller.wait_end()); !status.ok()) {
     return status;
   }
   const kvstore::MutexLock lock(mu_);
@@ -158,14 +163,30 @@ std::shared_ptr<Sequence> EmbeddedEngine::NewSequence(const SequenceLayout& layo
   return sequence;
 }
 
-absl::Status EmbeddedEngine::AddSequence(std::shared_ptr<Sequence> sequence) {
+bool EmbeddedEngine::Insert(const std::shared_ptr<Sequence>& sequence) {
   const kvstore::MutexLock lock(mu_);
-  if (static_cast<int64_t>(sequences_.size()) >= options_.limits.max_sequences) {
-    return LimitExceeded(
-        absl::StrCat("sequences: got one more than the limit of ", options_.limits.max_sequences));
+  if (static_cast<int64_t>(sequences_.size()) >= options_.limits.max_sequences) return false;
+  sequences_.emplace(sequence->handle, sequence);
+  return true;
+}
+
+absl::Status EmbeddedEngine::AddSequence(const std::shared_ptr<Sequence>& sequence,
+                                         absl::Time deadline) {
+  if (!sequence->retained()) {
+    absl::StatusOr<LiveQuota::Claim> live = live_.Take(sequence->tenant);
+    if (!live.ok()) {
+      // What is idle may end.
+      SweepSoon();
+      return live.status();
+    }
+    sequence->live = *std::move(live);
   }
-  sequences_.emplace(sequence->handle, std::move(sequence));
-  return absl::OkStatus();
+  if (Insert(sequence)) return absl::OkStatus();
+  ShrinkRetained({.tenant = sequence->tenant, .deadline = deadline});
+  if (Insert(sequence)) return absl::OkStatus();
+  SweepSoon();
+  return LimitExceeded(
+      absl::StrCat("sequences: got one more than the limit of ", options_.limits.max_sequences));
 }
 
 // Long stripes scan faster, but a stripe must fit an extent of the host tier: halves the stripe
@@ -200,7 +221,7 @@ absl::Status EmbeddedEngine::Commit(Sequence& sequence, int64_t tokens_end, absl
 
 absl::StatusOr<SequenceInfo> EmbeddedEngine::Publish(const std::shared_ptr<Sequence>& sequence,
                                                      absl::Time deadline) {
-  if (absl::Status status = AddSequence(sequence); !status.ok()) return status;
+  if (absl::Status status = AddSequence(sequence, deadline); !status.ok()) return status;
   if (absl::Status status = Commit(*sequence, sequence->length(), deadline); !status.ok()) {
     const kvstore::MutexLock lock(mu_);
     sequences_.erase(sequence->handle);
@@ -209,7 +230,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Publish(const std::shared_ptr<Seque
   std::vector<BlockHash> hashes;
   {
     const kvstore::MutexLock lock(sequence->tokens_mu);
-    hashes = sequence->tokens.blocks();
+    hashes = sequence->tokens.blocks().Copy(0, sequence->tokens.blocks().size());
   }
   prefixes_.Add(*sequence, hashes);
   return sequence->Info(*store_);
@@ -242,7 +263,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Create(const Caller& caller,
   const std::shared_ptr<Sequence> sequence = NewSequence(layout, *record);
   const SharedHold gate(sequence->gate, absl::InfiniteFuture());
   sequence->ranges.push_back({*segment, 0, kvstore::kOpenEnd});
-  return Publish(sequence, caller.deadline);
+  return Publish(sequence, caller.wait_end());
 }
 
 absl::Status EmbeddedEngine::CopyTail(Sequence& sequence, kvstore::Segment& to, int64_t length,
@@ -307,7 +328,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Fork(const Caller& caller, absl::st
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& parent = **found;
-  const SharedHold gate(parent.gate, caller.deadline);
+  const SharedHold gate(parent.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("fork");
   if (parent.closed) return SequenceNotFound(handle);
   if (absl::Status status = parent.CheckFingerprint(fingerprint); !status.ok()) {
@@ -319,7 +340,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Fork(const Caller& caller, absl::st
   }
   const SequenceRecord record = {
       .tenant = parent.tenant, .spec = parent.spec, .writer_epoch = 1, .created = options_.clock()};
-  return ForkLocked(parent, position, record, caller.deadline);
+  return ForkLocked(parent, position, record, caller.wait_end());
 }
 
 absl::StatusOr<SequenceInfo> EmbeddedEngine::ForkLocked(Sequence& parent, int64_t position,
@@ -340,14 +361,14 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Resume(const Caller& caller, absl::
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const SoleHold gate(sequence.gate, caller.deadline);
+  const SoleHold gate(sequence.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("resume");
   if (sequence.closed) return SequenceNotFound(handle);
   if (absl::Status status = sequence.CheckFingerprint(fingerprint); !status.ok()) {
     return status;
   }
   ++sequence.epoch;
-  if (absl::Status status = Commit(sequence, sequence.length(), caller.deadline); !status.ok()) {
+  if (absl::Status status = Commit(sequence, sequence.length(), caller.wait_end()); !status.ok()) {
     --sequence.epoch;
     return status;
   }
@@ -358,7 +379,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Resume(const Caller& caller, absl::
 absl::StatusOr<SequenceInfo> EmbeddedEngine::Get(const Caller& caller, absl::string_view handle) {
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
-  const SharedHold gate((*found)->gate, caller.deadline);
+  const SharedHold gate((*found)->gate, caller.wait_end());
   if (!gate.held()) return NotBegun("get");
   if ((*found)->closed) return SequenceNotFound(handle);
   return (*found)->Info(*store_);
@@ -370,7 +391,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const SoleHold gate(sequence.gate, caller.deadline);
+  const SoleHold gate(sequence.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("truncate");
   if (sequence.closed) return SequenceNotFound(handle);
   if (writer_epoch != sequence.epoch) return EpochStale(writer_epoch, sequence.epoch);
@@ -378,7 +399,7 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Truncate(const Caller& caller,
     return absl::OutOfRangeError(absl::StrCat("truncate length: got ", length,
                                               ", expected at most the length ", sequence.length()));
   }
-  if (absl::Status status = TruncateLocked(sequence, length, caller.deadline); !status.ok()) {
+  if (absl::Status status = TruncateLocked(sequence, length, caller.wait_end()); !status.ok()) {
     return status;
   }
   sequence.Touch(options_.clock());
@@ -471,17 +492,17 @@ absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view hand
     aside = FindAside(caller, handle).ok();
   }
   if (aside) {
-    const absl::StatusOr<bool> deleted = DeleteAside(std::string(handle), caller.deadline);
+    const absl::StatusOr<bool> deleted = DeleteAside(std::string(handle), caller.wait_end());
     if (!deleted.ok() || *deleted) return deleted.status();
   }
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const SoleHold gate(sequence.gate, caller.deadline);
+  const SoleHold gate(sequence.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("delete");
   if (sequence.closed) return SequenceNotFound(handle);
-  return sequence.spec.retention > absl::ZeroDuration() ? RetainLocked(sequence, caller.deadline)
-                                                        : DropLocked(sequence, caller.deadline);
+  return sequence.spec.retention > absl::ZeroDuration() ? RetainLocked(sequence, caller.wait_end())
+                                                        : DropLocked(sequence, caller.wait_end());
 }
 
 }  // namespace terrace::engine

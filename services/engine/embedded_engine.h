@@ -18,6 +18,7 @@
 #include "kvstore/mutex.h"
 #include "services/engine/appender.h"
 #include "services/engine/kv_engine.h"
+#include "services/engine/live_quota.h"
 #include "services/engine/prefetcher.h"
 #include "services/engine/prefix_index.h"
 #include "services/engine/retained_set.h"
@@ -204,7 +205,10 @@ class EmbeddedEngine final : public KvEngine {
   // Makes a sequence that is complete known, on disk too. The caller holds its gate.
   absl::StatusOr<SequenceInfo> Publish(const std::shared_ptr<Sequence>& sequence,
                                        absl::Time deadline);
-  absl::Status AddSequence(std::shared_ptr<Sequence> sequence);
+  // Makes it known, if need be in the place of retained ones. ResourceExhausted when there are too
+  // many, or of its tenant; it is not known then.
+  absl::Status AddSequence(const std::shared_ptr<Sequence>& sequence, absl::Time deadline);
+  bool Insert(const std::shared_ptr<Sequence>& sequence);
   // Commits the sequence's manifest with its first `tokens_end` tokens. The caller holds the gate,
   // and the writer or the gate alone.
   absl::Status Commit(Sequence& sequence, int64_t tokens_end, absl::Time deadline);
@@ -292,6 +296,7 @@ class EmbeddedEngine final : public KvEngine {
   static SequenceSummary SummarizeBusy(const Sequence& sequence);
 
   const EmbeddedOptions options_;
+  LiveQuota live_;
   // Shared with parts of values that are being sent.
   std::shared_ptr<kvstore::BlockStore> store_;
   std::unique_ptr<WorkPool> pool_;

@@ -34,6 +34,7 @@ absl::Status EmbeddedEngine::DropLocked(Sequence& sequence, absl::Time deadline)
   if (absl::Status status = store_->DeleteManifest(sequence.handle, deadline); !status.ok())
     return status;
   sequence.closed = true;
+  sequence.live = {};
   sequence.ranges.clear();
   prefixes_.Remove(sequence, sequence.CutTokens(0));
   const kvstore::MutexLock lock(mu_);
@@ -48,6 +49,7 @@ absl::Status EmbeddedEngine::RetainLocked(Sequence& sequence, absl::Time deadlin
     return status;
   }
   sequence.closed = true;
+  sequence.live = {};
   return absl::OkStatus();
 }
 

@@ -10,10 +10,10 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::Flush(const Caller& caller, absl::s
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const SharedHold gate(sequence.gate, caller.deadline);
+  const SharedHold gate(sequence.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("flush");
   if (sequence.closed) return SequenceNotFound(handle);
-  if (absl::Status status = FlushLocked(sequence, caller.deadline); !status.ok()) return status;
+  if (absl::Status status = FlushLocked(sequence, caller.wait_end()); !status.ok()) return status;
   return sequence.Info(*store_);
 }
 
@@ -57,11 +57,11 @@ absl::StatusOr<ParkReport> EmbeddedEngine::Park(const Caller& caller, absl::stri
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const SoleHold gate(sequence.gate, caller.deadline);
+  const SoleHold gate(sequence.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("park");
   if (sequence.closed) return SequenceNotFound(handle);
-  if (absl::Status status = FlushLocked(sequence, caller.deadline); !status.ok()) return status;
-  if (prefetcher_ != nullptr) prefetcher_->Forget(sequence, caller.deadline);
+  if (absl::Status status = FlushLocked(sequence, caller.wait_end()); !status.ok()) return status;
+  if (prefetcher_ != nullptr) prefetcher_->Forget(sequence, caller.wait_end());
   const absl::StatusOr<kvstore::ParkedBytes> parked = store_->Park(sequence.handle);
   if (!parked.ok()) return parked.status();
   sequence.parked = true;

@@ -42,13 +42,13 @@ absl::StatusOr<SequenceInfo> EmbeddedEngine::OpenOnPrefix(const Caller& caller,
       opened = Create(caller, query.spec);
     } else {
       Sequence& holder = *match.holder;
-      const SharedHold gate(holder.gate, caller.deadline);
+      const SharedHold gate(holder.gate, caller.wait_end());
       if (!gate.held()) return NotBegun("open");
       // Whoever gives blocks up holds the gate until the index knows.
       if (!holder.Holds(match.blocks, match.last)) continue;
       holder.Touch(record->created);
       opened = ForkLocked(holder, int64_t{match.blocks} * holder.block_tokens(), *record,
-                          caller.deadline);
+                          caller.wait_end());
     }
     if (opened.ok() && !lease.empty()) EndLease(caller, lease);
     return opened;
@@ -70,7 +70,7 @@ absl::StatusOr<PrefixFound> EmbeddedEngine::LookupPrefix(const Caller& caller,
     const PrefixMatch match = FindPrefix(*record, query);
     if (match.blocks == 0) return PrefixFound();
     Sequence& holder = *match.holder;
-    const SharedHold gate(holder.gate, caller.deadline);
+    const SharedHold gate(holder.gate, caller.wait_end());
     if (!gate.held()) return NotBegun("look-up");
     if (!holder.Holds(match.blocks, match.last)) continue;
     holder.Touch(record->created);
@@ -79,7 +79,7 @@ absl::StatusOr<PrefixFound> EmbeddedEngine::LookupPrefix(const Caller& caller,
                          .lease_expires = record->created + lease};
     if (lease > absl::ZeroDuration()) {
       absl::StatusOr<std::string> name =
-          Lease(match, *record, found.lease_expires, caller.deadline);
+          Lease(match, *record, found.lease_expires, caller.wait_end());
       if (!name.ok()) return name.status();
       found.lease = *std::move(name);
     }
@@ -122,9 +122,9 @@ void EmbeddedEngine::EndLease(const Caller& caller, absl::string_view lease) {
     sequence = found->second;
   }
   if (!sequence->leased || sequence->tenant != caller.tenant) return;
-  const SoleHold gate(sequence->gate, caller.deadline);
+  const SoleHold gate(sequence->gate, caller.wait_end());
   // What does not end now ends when its time comes.
-  if (gate.held()) DropLocked(*sequence, caller.deadline).IgnoreError();
+  if (gate.held()) DropLocked(*sequence, caller.wait_end()).IgnoreError();
 }
 
 }  // namespace terrace::engine

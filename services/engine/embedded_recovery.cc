@@ -163,12 +163,14 @@ absl::Status EmbeddedEngine::RecoverOne(const kvstore::Manifest& manifest,
   }
   // A retained one of which nothing is left.
   if (sequence->ranges.empty()) return absl::OkStatus();
+  if (!sequence->retained()) sequence->live = live_.TakeBack(sequence->tenant);
   {
     const kvstore::MutexLock lock(mu_);
     sequences_.emplace(sequence->handle, sequence);
   }
   const kvstore::MutexLock lock(sequence->tokens_mu);
-  prefixes_.Add(*sequence, sequence->tokens.blocks());
+  const TokenChain::Hashes& hashes = sequence->tokens.blocks();
+  prefixes_.Add(*sequence, hashes.Copy(0, hashes.size()));
   return absl::OkStatus();
 }
 

@@ -136,7 +136,7 @@ absl::StatusOr<SequenceDescription> EmbeddedEngine::Describe(absl::string_view h
     }
     sequence = found->second;
   }
-  const SharedHold gate(sequence->gate, deadline);
+  const SharedHold gate(sequence->gate, WaitEnd(deadline, kCallPatience));
   if (!gate.held()) return NotBegun("description");
   if (sequence->closed) return SequenceNotFound(handle);
   SequenceDescription description;
@@ -157,7 +157,7 @@ absl::StatusOr<std::vector<std::byte>> EmbeddedEngine::ReadRows(
   absl::StatusOr<std::shared_ptr<Sequence>> found = Find(caller, handle);
   if (!found.ok()) return found.status();
   Sequence& sequence = **found;
-  const SharedHold gate(sequence.gate, caller.deadline);
+  const SharedHold gate(sequence.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("read");
   if (sequence.closed) return SequenceNotFound(handle);
   Unpark(sequence);
@@ -180,13 +180,14 @@ absl::StatusOr<std::vector<std::byte>> EmbeddedEngine::ReadRows(
                           .index = block,
                           .cells = 0});
     }
-    if (absl::Status status = RestoreTail(sequence, layer, int64_t{position} + 1, caller.deadline);
+    if (absl::Status status =
+            RestoreTail(sequence, layer, int64_t{position} + 1, caller.wait_end());
         !status.ok()) {
       return status;
     }
     requests.back().cells |= uint64_t{1} << position % layout.block_tokens / layout.granule_tokens;
   }
-  const kvstore::Pins pins = store_->PinRows(requests, caller.deadline);
+  const kvstore::Pins pins = store_->PinRows(requests, caller.wait_end());
   std::vector<std::byte> rows;
   rows.reserve(positions.size() * layout.row_bytes);
   size_t request = 0;

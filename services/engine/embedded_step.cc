@@ -80,7 +80,7 @@ void EmbeddedEngine::TakeTokens(Sequence& sequence, int layer, int64_t length_be
     if (!added && length_before / block_tokens == length / block_tokens) return;
     const size_t known = tokens.blocks().size();
     tokens.Advance(sequence.length());
-    complete.assign(tokens.blocks().begin() + known, tokens.blocks().end());
+    complete = tokens.blocks().Copy(known, tokens.blocks().size());
   }
   prefixes_.Add(sequence, complete);
 }
@@ -99,7 +99,7 @@ absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const Appen
   const absl::StatusOr<FiniteTensor> v =
       CheckTensor("v", request.v, *rows, geometry.kv_heads, geometry.head_dim, pool_.get());
   if (!v.ok()) return v.status();
-  const SharedHold gate(sequence.gate, caller.deadline);
+  const SharedHold gate(sequence.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("append");
   if (sequence.closed) return SequenceNotFound(request.handle);
   Unpark(sequence);
@@ -109,7 +109,7 @@ absl::StatusOr<int64_t> EmbeddedEngine::Append(const Caller& caller, const Appen
        .token_position = request.token_position,
        .token_ids = request.token_ids},
       {.layer = request.layer, .position = request.position, .rows = *rows, .k = *k, .v = *v},
-      caller.deadline);
+      caller.wait_end());
   if (!status.ok()) return status;
   sequence.Touch(options_.clock());
   return sequence.layer_length[request.layer].load();
@@ -145,7 +145,7 @@ StepPart EmbeddedEngine::RunStep(const Caller& caller, int layer, const StepRequ
         ReadStepTensors(request, part.geometry, options_.limits.max_step_tokens);
     if (!tensors.ok()) return tensors.status();
     StepOptions limits = options;
-    limits.deadline = std::min(caller.deadline, options.deadline);
+    limits.deadline = WaitEnd(std::min(caller.deadline, options.deadline), kStepPatience, start);
     const SharedHold gate(sequence.gate, limits.deadline);
     if (!gate.held()) return NotBegun("step");
     if (sequence.closed) return SequenceNotFound(request.handle);

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "services/engine/geometry.h"
@@ -20,10 +21,25 @@
 
 namespace terrace::engine {
 
+// How long each wait lasts at most of a call that came without a deadline: long beside what a busy
+// disk takes for one call's bytes, short beside the patience of who watches one that hangs.
+inline constexpr absl::Duration kCallPatience = absl::Seconds(30);
+// The same of a step: a dense one may read a whole long sequence from disk.
+inline constexpr absl::Duration kStepPatience = absl::Minutes(2);
+
+// The deadline, or the end of the patience of who set none.
+inline absl::Time WaitEnd(absl::Time deadline, absl::Duration patience,
+                          absl::Time now = absl::Now()) {
+  return deadline == absl::InfiniteFuture() ? now + patience : deadline;
+}
+
 // On whose behalf, and until when.
 struct Caller {
   std::string tenant = "default";
   absl::Time deadline = absl::InfiniteFuture();
+
+  // When a wait that begins now ends. A stream that has no deadline may go on for longer.
+  absl::Time wait_end() const { return WaitEnd(deadline, kCallPatience); }
 };
 
 // K and V of consecutive positions of one layer, [n, kv_heads, head_dim] each.
@@ -70,6 +86,8 @@ struct Limits {
   int64_t max_step_tokens = 4096;
   int64_t max_sequence_tokens = int64_t{4} << 20;
   int64_t max_sequences = 65536;
+  // Of one tenant, without those that are closed and leases.
+  int64_t max_tenant_sequences = 65536;
   // Rows and selections of one answer.
   int64_t max_answer_bytes = int64_t{1} << 30;
   // One value; a quarter of the lowest tier where that is less.

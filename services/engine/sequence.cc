@@ -75,10 +75,10 @@ void Sequence::InheritTokens(const Sequence& parent, int64_t length) {
 
 std::vector<BlockHash> Sequence::CutTokens(int64_t length) {
   const kvstore::MutexLock lock(tokens_mu);
-  const std::vector<BlockHash>& blocks = tokens.blocks();
+  const TokenChain::Hashes& blocks = tokens.blocks();
   const auto whole = static_cast<size_t>(length / block_tokens());
   std::vector<BlockHash> gone;
-  if (whole < blocks.size()) gone.assign(blocks.begin() + whole, blocks.end());
+  if (whole < blocks.size()) gone = blocks.Copy(whole, blocks.size());
   tokens.Cut(length);
   return gone;
 }

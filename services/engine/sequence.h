@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "kvstore/block_store.h"
 #include "kvstore/mutex.h"
+#include "services/engine/live_quota.h"
 #include "services/engine/sequence_gate.h"
 #include "services/engine/sequence_info.h"
 #include "services/engine/sequence_layout.h"
@@ -51,6 +52,8 @@ struct Sequence : public std::enable_shared_from_this<Sequence> {
   std::vector<kvstore::SegmentRange> ranges ABSL_GUARDED_BY(gate);
   // Nobody can name it any more.
   bool closed ABSL_GUARDED_BY(gate) = false;
+  // Its place among its tenant's, until it is closed.
+  LiveQuota::Claim live ABSL_GUARDED_BY(gate);
   // When a closed sequence goes that is kept because its full blocks serve prefixes; it has no open
   // segment. INT64_MAX for all others. Set under the exclusive gate.
   std::atomic<int64_t> retained_until_us;

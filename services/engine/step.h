@@ -69,6 +69,7 @@ struct StepRequest {
 };
 
 struct StepOptions {
+  // Without one, kStepPatience from the step's start.
   absl::Time deadline = absl::InfiniteFuture();
   // Reads from below host memory that end later are left out (soft).
   absl::Time row_deadline = absl::InfiniteFuture();

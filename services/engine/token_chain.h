@@ -1,5 +1,6 @@
 // TokenChain: what is known of the tokens of one sequence. Ids of a run of tokens from the first
-// on, and a hash for each block of them that is complete in all layers. Not thread-safe.
+// on, and a hash for each block of them that is complete in all layers. Copies share what they have
+// in common (shared_list.h), so that a fork of a long sequence costs little. Not thread-safe.
 #ifndef TERRACE_SERVICES_ENGINE_TOKEN_CHAIN_H_
 #define TERRACE_SERVICES_ENGINE_TOKEN_CHAIN_H_
 
@@ -8,6 +9,7 @@
 
 #include "absl/types/span.h"
 #include "services/engine/prefix_hash.h"
+#include "services/engine/shared_list.h"
 
 namespace terrace::engine {
 
@@ -29,13 +31,18 @@ struct TokenRecord {
 
 class TokenChain {
  public:
+  // 12 and 4 KiB, which is what a copy copies. A chunk of ids is whole blocks.
+  using Hashes = SharedList<BlockHash, 256>;
+  using Ids = SharedList<uint32_t, 1024>;
+
+  // Requires: block_tokens() is a power of two, at most 1024.
   explicit TokenChain(PrefixHasher hasher) : hasher_(hasher) {}
 
   const PrefixHasher& hasher() const { return hasher_; }
   // Tokens known: [0, end()).
   int64_t end() const { return first_ + static_cast<int64_t>(tokens_.size()); }
   // Of blocks [0, blocks().size()).
-  const std::vector<BlockHash>& blocks() const { return blocks_; }
+  const Hashes& blocks() const { return blocks_; }
 
   // Ids of the tokens at [position, position + ids.size()). Those that are known stay as they are;
   // those after a gap are not taken. Whether there were new ones.
@@ -60,10 +67,10 @@ class TokenChain {
 
  private:
   PrefixHasher hasher_;
-  std::vector<BlockHash> blocks_;
+  Hashes blocks_;
   // Position of tokens_[0]: 0, or after a restart a block's.
   int64_t first_ = 0;
-  std::vector<uint32_t> tokens_;
+  Ids tokens_;
   int64_t sparse_from_ = INT64_MAX;
 };
 

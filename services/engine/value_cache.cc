@@ -92,9 +92,10 @@ absl::Status ValueCache::ChargeOrMakeRoom(const Caller& caller, uint64_t bytes) 
     check = unchecked_bytes_ >= options_.check_bytes;
     if (check) unchecked_bytes_ = 0;
   }
-  if (check) options_.make_room({.tenant = caller.tenant, .deadline = caller.deadline});
+  if (check) options_.make_room({.tenant = caller.tenant, .deadline = caller.wait_end()});
   if (Charge(caller.tenant, bytes)) return absl::OkStatus();
-  options_.make_room({.tenant = caller.tenant, .quota_bytes = bytes, .deadline = caller.deadline});
+  options_.make_room(
+      {.tenant = caller.tenant, .quota_bytes = bytes, .deadline = caller.wait_end()});
   if (Charge(caller.tenant, bytes)) return absl::OkStatus();
   return NoRoom(absl::StrCat("values: ", bytes, " bytes more than a tenant may have (",
                              options_.tenant_bytes_max, "), or one more than ", options_.values_max,
@@ -238,7 +239,7 @@ absl::Status ValueCache::Delete(const Caller& caller, absl::Span<const std::stri
       if (value != nullptr) values.push_back(std::move(value));
     }
   }
-  return Drop(values, caller.deadline);
+  return Drop(values, caller.wait_end());
 }
 
 void ValueCache::Discard(const std::shared_ptr<StoredValue>& value, absl::Time deadline) {

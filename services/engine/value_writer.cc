@@ -105,11 +105,11 @@ absl::Status ValueWriter::Take(absl::Span<const std::byte> bytes) {
 
 absl::Status ValueWriter::OpenBlock() {
   const RoomWanted wanted = {
-      .tenant = caller_.tenant, .memory_bytes = spec_.size, .deadline = caller_.deadline};
-  absl::Status status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.deadline);
+      .tenant = caller_.tenant, .memory_bytes = spec_.size, .deadline = caller_.wait_end()};
+  absl::Status status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.wait_end());
   for (int attempt = 0; absl::IsResourceExhausted(status) && attempt < kRoomAttempts; ++attempt) {
     if (!cache_.MakeRoom(wanted)) break;
-    status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.deadline);
+    status = store_->Reserve(*segment_, 0, block_, block_ + 1, caller_.wait_end());
   }
   if (absl::IsResourceExhausted(status)) return NoRoom(status.message());
   if (!status.ok()) return status;
@@ -151,7 +151,7 @@ absl::Status ValueWriter::FinishLocked() {
   value->block_bytes = block_bytes_;
   value->segment = segment_;
   charged_bytes_ = 0;
-  return cache_.Publish(std::move(value), spec_.ttl, caller_.deadline);
+  return cache_.Publish(std::move(value), spec_.ttl, caller_.wait_end());
 }
 
 }  // namespace terrace::engine

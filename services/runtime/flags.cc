@@ -141,6 +141,10 @@ void AddEngineFlags(CLI::App& app, engine::EmbeddedOptions& options) {
   AddSize(app, "--retained-bytes", options.retained_bytes_max,
           "What one tenant's values, and its closed sequences for prefixes, may take")
       ->group(group);
+  app.add_option("--tenant-sequences", options.limits.max_tenant_sequences,
+                 "Open sequences that one tenant may have")
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--durability", store.durability,
                  "When rows reach the disk: none (on flush), async, sync")
       ->transform(CLI::CheckedTransformer(

@@ -74,7 +74,9 @@ TEST_P(AppendRoomTest, RetainedSequencesGiveWay) {
     if (HasFatalFailure()) FAIL() << text;
   }
   EXPECT_EQ(FoundTokens(*engine_, TextIds(texts(), kTokens)), kTokens) << "the newest stay";
-  if (!GetParam().disk) EXPECT_EQ(FoundTokens(*engine_, TextIds(1, kTokens)), 0);
+  if (!GetParam().disk) {
+    EXPECT_EQ(FoundTokens(*engine_, TextIds(1, kTokens)), 0);
+  }
 }
 
 TEST_P(AppendRoomTest, ValuesGiveWay) {
