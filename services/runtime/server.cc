@@ -52,7 +52,7 @@ class StopListener {
   StopListener() : thread_([this] { Listen(); }) {}
   ~StopListener() {
     DaemonStarted();
-    pthread_kill(thread_.native_handle(), SIGTERM);
+    pthread_kill(thread_.native_handle(), SIGINT);
     thread_.join();
   }
   StopListener(const StopListener&) = delete;
