@@ -186,7 +186,8 @@ class BlockStore {
   // Adds or replaces the manifests of those names, all or none; with a disk they survive the
   // process when it returns OK, and with kSync the machine. Blocks that no manifest refers to any
   // more are freed in all tiers. On error the old manifests stand. ResourceExhausted at the disk
-  // budget, after up to 10 s of making room of garbage; one that frees something goes through.
+  // budget, after up to 10 s of making room of garbage; one that frees something, or is no larger
+  // than what it replaces, may use what is kept for that.
   // Unavailable when writing fails; FailedPrecondition when one names what is freed;
   // DeadlineExceeded, and nothing changed, when other writes kept the disk busy until `deadline`.
   // Requires: no name twice.
@@ -244,7 +245,8 @@ class BlockStore {
   virtual absl::Status RestoreTail(Segment& segment, uint16_t layer, absl::Time deadline) = 0;
   // Forgets flushed rows of unsealed blocks from row `rows` of block `block` on; call it before
   // they are overwritten (truncate). Those below stay durable. Survives the process when it returns
-  // OK; writes nothing when there are none. DeadlineExceeded, Unavailable: nothing has changed.
+  // OK; writes nothing when there are none. DeadlineExceeded, Unavailable, or ResourceExhausted as
+  // for a manifest: nothing has changed.
   virtual absl::Status CutTail(Segment& segment, uint32_t block, uint32_t rows,
                                absl::Time deadline) = 0;
   // Takes the seals off blocks from `block` on (truncate). Of `block`, rows below `rows` stay:
@@ -258,7 +260,7 @@ class BlockStore {
                                                    absl::Time deadline) = 0;
   // Writes rows of open blocks as Flush does, for a segment that holds copies of durable rows and
   // that no manifest names yet. They are durable when the manifest that comes to name it is, and
-  // go through at the disk budget, as that manifest gives up more than they take.
+  // take of the disk what that may, as it gives up as much.
   // Requires: all sealed blocks are on disk, or there are none.
   virtual absl::Status WriteTail(Segment& segment, absl::Span<const uint32_t> tail_rows,
                                  absl::Time deadline) = 0;

@@ -17,7 +17,7 @@ constexpr uint32_t kBlocksMax = uint32_t{1} << 30;
 // its way can leave. The caller may have given no deadline.
 constexpr absl::Duration kWriterWait = absl::Seconds(5);
 constexpr absl::Duration kPinWait = absl::Milliseconds(100);
-// How long a manifest that does not fit the disk waits for garbage to go.
+// How long a manifest or a cut that does not fit the disk waits for garbage to go.
 constexpr absl::Duration kManifestWait = absl::Seconds(10);
 
 }  // namespace
@@ -310,13 +310,26 @@ absl::Status BlockStoreImpl::RestoreTail(Segment& segment, uint16_t layer, absl:
 
 absl::Status BlockStoreImpl::CutTail(Segment& segment, uint32_t block, uint32_t rows,
                                      absl::Time deadline) {
-  return tails_.Cut(segment, block, rows, deadline);
+  return WithRoom(std::min(deadline, absl::Now() + kManifestWait),
+                  [&] { return tails_.Cut(segment, block, rows, deadline); });
+}
+
+absl::StatusOr<std::vector<bool>> BlockStoreImpl::Unseal(Segment& segment, uint32_t block,
+                                                         uint32_t rows, absl::Time deadline) {
+  absl::StatusOr<std::vector<bool>> on_disk;
+  const absl::Status status = WithRoom(std::min(deadline, absl::Now() + kManifestWait), [&] {
+    on_disk = manifests_.Unseal(segment, block, rows, deadline);
+    return on_disk.status();
+  });
+  return status.ok() ? std::move(on_disk) : status;
 }
 
 absl::Status BlockStoreImpl::WriteTail(Segment& segment, absl::Span<const uint32_t> tail_rows,
                                        absl::Time deadline) {
   if (absl::Status status = CheckTail(segment, tail_rows); !status.ok()) return status;
-  return tails_.Write(segment, tail_rows, TailLog::Purpose::kBranch, deadline);
+  return WithRoom(std::min(deadline, absl::Now() + kManifestWait), [&] {
+    return tails_.Write(segment, tail_rows, TailLog::Purpose::kBranch, deadline);
+  });
 }
 
 absl::Status BlockStoreImpl::CheckTail(const Segment& segment,

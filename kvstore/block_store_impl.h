@@ -61,9 +61,7 @@ class BlockStoreImpl final : public BlockStore {
   absl::Status CutTail(Segment& segment, uint32_t block, uint32_t rows,
                        absl::Time deadline) override;
   absl::StatusOr<std::vector<bool>> Unseal(Segment& segment, uint32_t block, uint32_t rows,
-                                           absl::Time deadline) override {
-    return manifests_.Unseal(segment, block, rows, deadline);
-  }
+                                           absl::Time deadline) override;
   absl::Status WriteTail(Segment& segment, absl::Span<const uint32_t> tail_rows,
                          absl::Time deadline) override;
   Pins PinRows(absl::Span<const ReadRequest> requests, absl::Time deadline) override;

@@ -184,15 +184,18 @@ rocksdb::Status DiskDatabase::OpenDatabase(const rocksdb::Options& options) {
   return opened;
 }
 
-DiskDatabase::Use::Use(DiskDatabase& database, Purpose purpose) : database_(database) {
+DiskDatabase::Use::Use(DiskDatabase& database, Purpose purpose, std::atomic<bool>* must_leave)
+    : database_(database), must_leave_(must_leave) {
   MutexLock lock(database.mu_);
   while (database.reopening_) database.changed_.Wait(database.mu_);
   ++database.users_;
+  if (must_leave_ != nullptr) database.must_leave_.push_back(must_leave_);
   db_ = purpose == Purpose::kChange && database.failed_ ? nullptr : database.db_.get();
 }
 
 DiskDatabase::Use::~Use() {
   MutexLock lock(database_.mu_);
+  if (must_leave_ != nullptr) std::erase(database_.must_leave_, must_leave_);
   if (--database_.users_ == 0 && database_.reopening_) database_.changed_.NotifyAll();
 }
 
@@ -280,6 +283,7 @@ void DiskDatabase::Revive() {
   if (!TakesWrites(*env_, path_)) return;
   MutexLock lock(mu_);
   reopening_ = true;
+  for (std::atomic<bool>* const must_leave : must_leave_) *must_leave = true;
   while (users_ > 0) changed_.Wait(mu_);
   if (db_ != nullptr) last_sequence_ = db_->GetLatestSequenceNumber();
   db_.reset();

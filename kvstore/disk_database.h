@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -36,10 +37,11 @@ class DiskDatabase {
 
   enum class Purpose { kRead, kChange };
   // Keeps the database open while it is used. False when a failure has closed it, and for changes
-  // from a failed Write on until Revive has opened it anew.
+  // from a failed Write on until Revive has opened it anew. Whoever uses it for long gives a flag,
+  // which becomes true when he must leave soon: readers wait until Revive has had its turn.
   class Use {
    public:
-    Use(DiskDatabase& database, Purpose purpose);
+    Use(DiskDatabase& database, Purpose purpose, std::atomic<bool>* must_leave = nullptr);
     ~Use();
     Use(const Use&) = delete;
     Use& operator=(const Use&) = delete;
@@ -50,6 +52,7 @@ class DiskDatabase {
 
    private:
     DiskDatabase& database_;
+    std::atomic<bool>* const must_leave_;
     rocksdb::DB* db_;
   };
 
@@ -63,7 +66,8 @@ class DiskDatabase {
   // RocksDB has stopped writing for another reason than a Write that failed.
   void StopsWriting() { failed_ = true; }
   // After a failed Write, or that: opens the database anew, unless the file system still refuses
-  // writes. Waits for users. Costs nothing when none has failed.
+  // writes. Waits for users, and tells those that stay long to leave. Costs nothing when none has
+  // failed.
   void Revive();
 
   // A Write has failed, and Revive has not undone it yet: it may be there if the process dies now.
@@ -86,6 +90,8 @@ class DiskDatabase {
   CondVar changed_;
   std::unique_ptr<rocksdb::DB> db_ ABSL_GUARDED_BY(mu_);
   int users_ ABSL_GUARDED_BY(mu_) = 0;
+  // Of users that stay long.
+  std::vector<std::atomic<bool>*> must_leave_ ABSL_GUARDED_BY(mu_);
   bool reopening_ ABSL_GUARDED_BY(mu_) = false;
   // A Write has failed since it was opened.
   std::atomic<bool> failed_ = false;

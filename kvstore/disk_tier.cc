@@ -21,11 +21,16 @@ namespace {
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 // Part of the budget that only deletions and compaction may use.
 constexpr uint64_t kHeadroomDivisor = 16;
+// Part of that which only Reclaim may use, and deletions.
+constexpr uint64_t kReclaimDivisor = 32;
+// What is corrupt is written anew in batches of that.
+constexpr size_t kRewriteBatchBytes = size_t{4} << 20;
 // Ids are reserved in runs, so that a new segment rarely waits for the disk.
 constexpr uint64_t kSegmentIdRun = 1024;
 constexpr int kShardShift = 48;
-// Bounds the passes of a reclaim when there is hardly any room to work in.
-constexpr double kRewriteShareMin = 1.0 / 32;
+// Bounds the passes of a reclaim when there is hardly any room to work in. What it rewrites fits in
+// what is kept for it.
+constexpr double kRewriteShareMin = 1.0 / kReclaimDivisor;
 
 rocksdb::Slice ToSlice(std::string_view view) { return {view.data(), view.size()}; }
 std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
@@ -57,6 +62,8 @@ struct DiskTier::Rep {
   bool counted ABSL_GUARDED_BY(mu) = false;
   uint64_t counted_bytes ABSL_GUARDED_BY(mu) = 0;
   uint64_t uncounted_bytes ABSL_GUARDED_BY(mu) = 0;
+  // What a reclaim at work may write beside what is there.
+  uint64_t rewriting_bytes ABSL_GUARDED_BY(mu) = 0;
 
   absl::Status Ask(DiskOperation operation) const {
     return options.fault ? options.fault(operation) : absl::OkStatus();
@@ -159,7 +166,7 @@ uint64_t DiskTier::budget_for_blocks() const {
   return rep_->options.bytes - rep_->options.bytes / kHeadroomDivisor;
 }
 
-absl::Status DiskTier::Fit(size_t batch_bytes) {
+absl::Status DiskTier::Fit(size_t batch_bytes, Growth growth_kind) {
   uint64_t buffered = 0;
   {
     const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
@@ -168,8 +175,11 @@ absl::Status DiskTier::Fit(size_t batch_bytes) {
   }
   // The batch goes to the log and to a blob file; so will what is buffered now.
   const uint64_t growth = buffered + 2 * uint64_t{batch_bytes};
-  const uint64_t limit = budget_for_blocks();
   MutexLock lock(rep_->mu);
+  // Keeps I5: a reclaim at work, or the next one, has room to rewrite what lives.
+  const uint64_t headroom =
+      rep_->options.bytes / (growth_kind == Growth::kBounded ? kHeadroomDivisor : kReclaimDivisor);
+  const uint64_t limit = rep_->options.bytes - std::max(headroom, rep_->rewriting_bytes);
   const bool stale = rep_->uncounted_bytes > std::max(kMiB, rep_->options.bytes / 1024);
   if (!rep_->counted || stale || rep_->counted_bytes + 2 * rep_->uncounted_bytes + growth > limit) {
     rep_->counted = true;
@@ -177,9 +187,10 @@ absl::Status DiskTier::Fit(size_t batch_bytes) {
     rep_->uncounted_bytes = 0;
   }
   if (rep_->counted_bytes + 2 * rep_->uncounted_bytes + growth > limit) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "disk budget: ", rep_->counted_bytes, " bytes used, ", growth, " more needed, but ", limit,
-        " of the ", rep_->options.bytes, " are for blocks"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("disk budget: ", rep_->counted_bytes, " bytes used, ", growth,
+                     " more needed, but ", limit, " of the ", rep_->options.bytes,
+                     growth_kind == Growth::kBounded ? " are for blocks" : " are for changes"));
   }
   rep_->uncounted_bytes += batch_bytes;
   return absl::OkStatus();
@@ -188,8 +199,8 @@ absl::Status DiskTier::Fit(size_t batch_bytes) {
 absl::Status DiskTier::Write(const DiskBatch& batch, bool sync, Growth growth) {
   if (absl::Status status = rep_->Ask(DiskOperation::kWrite); !status.ok()) return status;
   rep_->database->Revive();
-  if (growth == Growth::kBounded) {
-    if (absl::Status status = Fit(batch.bytes()); !status.ok()) return status;
+  if (growth != Growth::kFrees) {
+    if (absl::Status status = Fit(batch.bytes(), growth); !status.ok()) return status;
   }
   if (absl::Status status = rep_->Put(batch, sync); !status.ok()) {
     return absl::UnavailableError(status.message());
@@ -272,7 +283,7 @@ absl::StatusOr<std::string> DiskTier::ReadTail(const BlockKey& block, const Bloc
 
 absl::Status DiskTier::Compact(uint64_t goal_bytes, std::atomic<bool>& cancelled,
                                bool* is_complete) {
-  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kChange);
+  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kChange, &cancelled);
   if (!db) return Closed();
   rocksdb::CompactRangeOptions compact;
   compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
@@ -283,7 +294,6 @@ absl::Status DiskTier::Compact(uint64_t goal_bytes, std::atomic<bool>& cancelled
   if (status.ok()) status = db->CompactRange(compact, nullptr, nullptr);
   // Then from the oldest file on, at a time as much as certainly fits beside what is there (I5).
   compact.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
-  const uint64_t budget = rep_->options.bytes;
   // Known for certain now that the tree is free of it.
   const auto garbage_bytes = [&db] {
     uint64_t bytes = 0;
@@ -296,14 +306,28 @@ absl::Status DiskTier::Compact(uint64_t goal_bytes, std::atomic<bool>& cancelled
     if (*is_complete) break;
     uint64_t blob_bytes = 0;
     db->GetIntProperty(rocksdb::DB::Properties::kTotalBlobFileSize, &blob_bytes);
-    const uint64_t room = budget - std::min(budget, used_bytes());
-    const double share = std::clamp(static_cast<double>(room) / static_cast<double>(blob_bytes + 1),
-                                    kRewriteShareMin, 1.0);
+    const double share = ReserveRewriting(blob_bytes);
     compact.blob_garbage_collection_age_cutoff = share;
     status = db->CompactRange(compact, nullptr, nullptr);
     rewritten += share;
   }
+  MutexLock lock(rep_->mu);
+  rep_->rewriting_bytes = 0;
   return FromRocks("reclaiming", status);
+}
+
+double DiskTier::ReserveRewriting(uint64_t blob_bytes) {
+  const uint64_t budget = rep_->options.bytes;
+  MutexLock lock(rep_->mu);
+  rep_->rewriting_bytes = 0;
+  const uint64_t used = used_bytes() + 2 * rep_->uncounted_bytes;
+  // Half of the room: the rest is for who writes meanwhile.
+  const auto room = static_cast<double>(budget - std::min(budget, used)) / 2;
+  const double share =
+      std::clamp(room / static_cast<double>(blob_bytes + 1), kRewriteShareMin, 1.0);
+  rep_->rewriting_bytes =
+      std::min(budget, static_cast<uint64_t>(share * static_cast<double>(blob_bytes)));
+  return share;
 }
 
 absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled) {
@@ -323,9 +347,9 @@ absl::StatusOr<bool> DiskTier::Reclaim(uint64_t goal_bytes, std::atomic<bool>& c
   return status;
 }
 
-absl::StatusOr<std::vector<std::string>> DiskTier::FindCorrupt(const std::atomic<bool>& cancelled) {
+absl::StatusOr<std::vector<std::string>> DiskTier::FindCorrupt(std::atomic<bool>& cancelled) {
   std::vector<std::string> keys;
-  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
+  const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead, &cancelled);
   if (!db) return Closed();
   const rocksdb::Status tables = db->VerifyChecksum();
   if (!tables.ok()) return FromRocks("verifying the tables", tables);
@@ -338,12 +362,14 @@ absl::StatusOr<std::vector<std::string>> DiskTier::FindCorrupt(const std::atomic
   return keys;
 }
 
-absl::Status DiskTier::Rewrite(absl::Span<const std::string> keys) {
+absl::StatusOr<size_t> DiskTier::Rewrite(absl::Span<const std::string> keys) {
   DiskBatch batch;
+  size_t count = 0;
   {
     const DiskDatabase::Use db(*rep_->database, DiskDatabase::Purpose::kRead);
     if (!db) return Closed();
-    for (const std::string& key : keys) {
+    for (; count < keys.size() && batch.bytes() < kRewriteBatchBytes; ++count) {
+      const std::string& key = keys[count];
       std::string value;
       const rocksdb::Status found = db->Get(Unverified(), key, &value);
       // Deleted meanwhile, or written anew.
@@ -352,7 +378,10 @@ absl::Status DiskTier::Rewrite(absl::Span<const std::string> keys) {
       batch.PutAsIs(key, value);
     }
   }
-  return batch.empty() ? absl::OkStatus() : Write(batch, /*sync=*/false, Growth::kFrees);
+  if (batch.empty()) return count;
+  absl::Status status = Write(batch, /*sync=*/false, Growth::kReplaces);
+  if (!status.ok()) return status;
+  return count;
 }
 
 uint64_t DiskTier::garbage_min_bytes() const { return std::max(kMiB, rep_->options.bytes / 256); }

@@ -61,9 +61,13 @@ class DiskTier {
   absl::StatusOr<SegmentId> NextSegmentId();
 
   enum class Growth {
-    // Refused when it might not fit the budget.
+    // Leaves the headroom alone.
     kBounded,
-    // Goes through on the headroom: it frees more than it writes.
+    // May use the headroom: it gives up as much as it takes, though that room comes back later
+    // only.
+    // Refused when it might not fit the whole budget, but for what Reclaim needs.
+    kReplaces,
+    // Never refused: deletions, which are small, and as many as there is to delete.
     kFrees,
   };
   // ResourceExhausted when the batch does not fit; Unavailable when writing fails. Then nothing
@@ -81,16 +85,18 @@ class DiskTier {
                                        uint32_t rows);
 
   // Compacts away what was deleted or written anew, until no more than `goal_bytes` are used, or
-  // there is nothing more to gain: then true. Slow: it rewrites what lies in between. Gives up,
-  // with an error, when `cancelled` becomes true; DataLoss when it met what is corrupt. May run
-  // beside everything but itself.
+  // there is nothing more to gain: then true. Slow: it rewrites what lies in between, and keeps the
+  // room for that from writers. Gives up, with an error, when `cancelled` becomes true, as it does
+  // when the database has to be opened anew; DataLoss when it met what is corrupt. May run beside
+  // everything but itself.
   absl::StatusOr<bool> Reclaim(uint64_t goal_bytes, std::atomic<bool>& cancelled);
   // Keys of all records whose values are corrupt; DataLoss when what leads to them is. Reads the
-  // whole disk, unless `cancelled` becomes true. May run beside everything.
-  absl::StatusOr<std::vector<std::string>> FindCorrupt(const std::atomic<bool>& cancelled);
+  // whole disk, unless `cancelled` becomes true as above. May run beside everything.
+  absl::StatusOr<std::vector<std::string>> FindCorrupt(std::atomic<bool>& cancelled);
   // Writes those of these records that are still corrupt anew, as corrupt as they are, so that no
-  // Reclaim meets them in the files that they are in now. A Write.
-  absl::Status Rewrite(absl::Span<const std::string> keys);
+  // Reclaim meets them in the files that they are in now: the first of them, some 4 MiB. How many
+  // keys it took. A Write that kReplaces.
+  absl::StatusOr<size_t> Rewrite(absl::Span<const std::string> keys);
 
   // Physical bytes: all files of the folder.
   uint64_t used_bytes() const;
@@ -112,8 +118,10 @@ class DiskTier {
 
   absl::Status CheckFormat();
   absl::Status LoadSegmentCounter();
-  absl::Status Fit(size_t batch_bytes);
+  absl::Status Fit(size_t batch_bytes, Growth growth);
   absl::Status Compact(uint64_t goal_bytes, std::atomic<bool>& cancelled, bool* is_complete);
+  // Which share of the blob files may be rewritten now; keeps the room for that from writers.
+  double ReserveRewriting(uint64_t blob_bytes);
 
   const std::unique_ptr<Rep> rep_;
 };

@@ -63,6 +63,7 @@ absl::Status ManifestTable::CheckExtents(const DiskIndex& index) const {
 
 absl::Status ManifestTable::RecoverManifest(const std::string& name, ManifestRecord record,
                                             const MakeSegment& make_segment) {
+  const size_t stored_bytes = EncodeManifest(record).size();
   Manifest manifest{.name = name, .attributes = std::move(record.attributes), .ranges = {}};
   for (const RangeRecord& range : record.ranges) {
     SegmentRef& segment = recovering_[range.segment];
@@ -81,7 +82,8 @@ absl::Status ManifestTable::RecoverManifest(const std::string& name, ManifestRec
   CountRanges(manifest.ranges, /*parked=*/true);
   // Perhaps: its watermark may be damaged.
   for (const SegmentRange& range : manifest.ranges) range.segment->stored = true;
-  manifests_.emplace(name, Entry{.ranges = manifest.ranges, .parked = true});
+  manifests_.emplace(
+      name, Entry{.ranges = manifest.ranges, .parked = true, .stored_bytes = stored_bytes});
   recovered_.push_back(std::move(manifest));
   return absl::OkStatus();
 }

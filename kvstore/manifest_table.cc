@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -214,10 +215,11 @@ void ManifestTable::UncountRanges(const Ranges& ranges, bool parked) {
   }
 }
 
-void ManifestTable::Collect(std::string_view name, Ranges& ranges) const {
+size_t ManifestTable::Collect(std::string_view name, Ranges& ranges) const {
   const auto it = manifests_.find(name);
-  if (it == manifests_.end()) return;
+  if (it == manifests_.end()) return 0;
   ranges.insert(ranges.end(), it->second.ranges.begin(), it->second.ranges.end());
+  return it->second.stored_bytes;
 }
 
 absl::Status ManifestTable::Change(absl::Span<const Manifest> changed,
@@ -226,10 +228,13 @@ absl::Status ManifestTable::Change(absl::Span<const Manifest> changed,
   DiskBatch batch;
   Ranges before;
   Ranges after;
+  // Of the manifests that change, as they are written, and of those that they replace.
+  std::vector<size_t> bytes;
+  size_t bytes_before = 0;
   {
     MutexLock lock(core_.mu);
     for (const Manifest& manifest : changed) {
-      Collect(manifest.name, before);
+      bytes_before += Collect(manifest.name, before);
       after.insert(after.end(), manifest.ranges.begin(), manifest.ranges.end());
     }
     for (const std::string& name : gone) Collect(name, before);
@@ -240,10 +245,17 @@ absl::Status ManifestTable::Change(absl::Span<const Manifest> changed,
     }
   }
   if (core_.disk != nullptr) {
-    const auto growth =
-        changed.empty() || !cuts.empty() ? DiskTier::Growth::kFrees : DiskTier::Growth::kBounded;
-    for (const Manifest& manifest : changed) batch.PutManifest(manifest.name, ToRecord(manifest));
+    for (const Manifest& manifest : changed) {
+      const size_t others = batch.bytes();
+      batch.PutManifest(manifest.name, ToRecord(manifest));
+      bytes.push_back(batch.bytes() - others);
+    }
     for (const std::string& name : gone) batch.DeleteManifest(name);
+    const bool gives_up =
+        !cuts.empty() || std::accumulate(bytes.begin(), bytes.end(), size_t{0}) <= bytes_before;
+    const auto growth = changed.empty() ? DiskTier::Growth::kFrees
+                        : gives_up      ? DiskTier::Growth::kReplaces
+                                        : DiskTier::Growth::kBounded;
     absl::Status status =
         core_.disk->Write(batch, core_.options.durability == Durability::kSync, growth);
     if (!status.ok()) {
@@ -255,11 +267,12 @@ absl::Status ManifestTable::Change(absl::Span<const Manifest> changed,
   }
   // The old ranges may hold the last references; `before` drops them after the mutex.
   MutexLock lock(core_.mu);
-  for (const Manifest& manifest : changed) {
-    Entry& entry = manifests_[manifest.name];
+  for (size_t i = 0; i < changed.size(); ++i) {
+    Entry& entry = manifests_[changed[i].name];
     UncountRanges(entry.ranges, entry.parked);
-    CountRanges(manifest.ranges, entry.parked);
-    entry.ranges = manifest.ranges;
+    CountRanges(changed[i].ranges, entry.parked);
+    entry.ranges = changed[i].ranges;
+    if (!bytes.empty()) entry.stored_bytes = bytes[i];
   }
   for (const std::string& name : gone) {
     const auto it = manifests_.find(name);

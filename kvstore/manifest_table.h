@@ -61,6 +61,8 @@ class ManifestTable {
   struct Entry {
     Ranges ranges;
     bool parked = false;
+    // On disk, about.
+    size_t stored_bytes = 0;
   };
 
   // Counts the ranges of a manifest among those that name their segments, or no longer.
@@ -111,8 +113,9 @@ class ManifestTable {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
   // Adds or replaces `changed`, and takes away `gone`. Requires the disk turn.
   absl::Status Change(absl::Span<const Manifest> changed, absl::Span<const std::string> gone);
-  // Adds the ranges of the manifest of that name, if there is one.
-  void Collect(std::string_view name, Ranges& ranges) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
+  // Adds the ranges of the manifest of that name, if there is one; its bytes on disk.
+  size_t Collect(std::string_view name, Ranges& ranges) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);
 
   // FailedPrecondition when the host tier is too small for an extent of some segment.
   absl::Status CheckExtents(const DiskIndex& index) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_.mu);

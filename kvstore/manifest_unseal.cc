@@ -48,7 +48,7 @@ absl::StatusOr<std::vector<bool>> ManifestTable::Unseal(Segment& segment, uint32
   const absl::Status status =
       batch.empty() ? absl::OkStatus()
                     : core_.disk->Write(batch, core_.options.durability == Durability::kSync,
-                                        DiskTier::Growth::kFrees);
+                                        DiskTier::Growth::kReplaces);
   MutexLock lock(core_.mu);
   segment.unsealing_from = kOpenEnd;
   if (status.ok()) ApplyUnsealing(unsealing);

@@ -31,6 +31,7 @@ void Reclaimer::Watch() {
 void Reclaimer::Stop() {
   MutexLock lock(mu_);
   stopping_ = true;
+  cancelled_ = true;
   changed_.NotifyAll();
 }
 
@@ -87,10 +88,15 @@ void Reclaimer::Run() {
       MutexLock lock(mu_);
       working_ = true;
     }
+    // In the order that Stop does not.
+    cancelled_ = false;
+    if (stopping_) return;
     Pass();
     MutexLock lock(mu_);
-    working_ = false;
-    ++passes_;
+    // The database was opened anew: whoever waits does so for a whole pass.
+    wanted_ = wanted_ || cancelled_;
+    working_ = cancelled_;
+    if (!cancelled_) ++passes_;
     changed_.NotifyAll();
   }
 }
@@ -113,11 +119,11 @@ void Reclaimer::Pass() {
   // Somebody may wait for some room, not for all there is to be had; and the last quarter would
   // cost the rewriting of nearly everything that lives.
   const uint64_t wanted = std::min(before.garbage_bytes / 4 * 3, watermark_bytes());
-  absl::StatusOr<bool> is_complete = core_.disk->Reclaim(before.used_bytes - wanted, stopping_);
+  absl::StatusOr<bool> is_complete = core_.disk->Reclaim(before.used_bytes - wanted, cancelled_);
   if (absl::IsDataLoss(is_complete.status()) && MoveCorrupt()) {
-    is_complete = core_.disk->Reclaim(before.used_bytes - wanted, stopping_);
+    is_complete = core_.disk->Reclaim(before.used_bytes - wanted, cancelled_);
   }
-  if (stopping_) return;
+  if (cancelled_) return;
   if (!is_complete.ok()) {
     MutexLock lock(core_.mu);
     core_.CountDiskError(is_complete.status());
@@ -129,14 +135,20 @@ void Reclaimer::Pass() {
 }
 
 bool Reclaimer::MoveCorrupt() {
-  const absl::StatusOr<std::vector<std::string>> keys = core_.disk->FindCorrupt(stopping_);
-  if (!keys.ok() || keys->empty() || stopping_) return false;
-  DiskTurn turn(core_);
-  {
-    MutexLock lock(core_.mu);
-    turn.Take(absl::InfiniteFuture());
+  const absl::StatusOr<std::vector<std::string>> keys = core_.disk->FindCorrupt(cancelled_);
+  if (!keys.ok() || keys->empty() || cancelled_) return false;
+  // In batches, and others in between.
+  for (absl::Span<const std::string> rest = *keys; !rest.empty();) {
+    DiskTurn turn(core_);
+    {
+      MutexLock lock(core_.mu);
+      turn.Take(absl::InfiniteFuture());
+    }
+    const absl::StatusOr<size_t> moved = core_.disk->Rewrite(rest);
+    if (!moved.ok() || cancelled_) return false;
+    rest.remove_prefix(*moved);
   }
-  return core_.disk->Rewrite(*keys).ok();
+  return true;
 }
 
 }  // namespace terrace::kvstore

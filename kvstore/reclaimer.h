@@ -69,6 +69,8 @@ class Reclaimer {
   StoreCore& core_;
   const uint64_t budget_bytes_;
   std::atomic<bool> stopping_ = false;
+  // The pass at work is to be given up: for good, or to be begun again.
+  std::atomic<bool> cancelled_ = false;
   // Excess that the last complete pass has left: keys, checksums, tables.
   std::atomic<uint64_t> overhead_bytes_ = 0;
 

@@ -73,7 +73,7 @@ absl::Status TailLog::Cut(Segment& segment, uint32_t block, uint32_t rows, absl:
   }
   batch.PutWatermark(segment.id, watermark);
   absl::Status status = core_.disk->Write(batch, core_.options.durability == Durability::kSync,
-                                          DiskTier::Growth::kFrees);
+                                          DiskTier::Growth::kReplaces);
   MutexLock lock(core_.mu);
   if (!status.ok()) {
     core_.CountDiskError(status);
@@ -126,7 +126,7 @@ absl::Status TailLog::WriteInTurn(Segment& segment, absl::Span<const uint32_t> t
   const bool flush = purpose == Purpose::kFlush;
   const bool bounded = flush && !tails.empty();
   absl::Status status = core_.disk->Write(
-      batch, flush, bounded ? DiskTier::Growth::kBounded : DiskTier::Growth::kFrees);
+      batch, flush, bounded ? DiskTier::Growth::kBounded : DiskTier::Growth::kReplaces);
   MutexLock lock(core_.mu);
   for (const Tail& tail : tails) core_.host.Unpin(tail.ref);
   if (!status.ok()) {

@@ -26,7 +26,7 @@ class TailLog {
   enum class Purpose {
     // Synced, and refused beyond the disk budget.
     kFlush,
-    // Synced with the manifest that comes next, which frees more than this takes.
+    // Synced with the manifest that comes next, which gives up as much as this takes.
     kBranch,
   };
   // Replaces what is on disk of the open blocks. Requires: all sealed blocks are on disk; rows

@@ -15,9 +15,11 @@
 #include <iterator>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "kvstore/disk_database.h"
 #include "tests/kvstore/store_fixture.h"
 #include "tests/status_matchers.h"
 
@@ -308,6 +310,125 @@ TEST_F(DiskTierTest, StaysWithinItsBudgetAndReclaimsWhatWasDeleted) {
     const auto granule = static_cast<uint8_t>(block % 4);
     ASSERT_EQ(ReadGranule(block, granule, 22).outcome, CellRead::Outcome::kRead);
     ASSERT_TRUE(SameGranules(layout_, Key(block, 22), rows_.data(), 1u << granule));
+  }
+}
+
+// Writers that take all the room they are given, beside a reclaim that has half of what is there to
+// rewrite.
+TEST_F(DiskTierTest, AReclaimKeepsItsRoomFromWriters) {
+  Open();
+  uint32_t blocks = 0;
+  while (WriteBlocks(blocks, blocks + 64, 21).ok() && WriteBlocks(blocks, blocks + 64, 22).ok()) {
+    blocks += 64;
+    ASSERT_LT(blocks, 10'000u) << "the budget is never reached";
+  }
+  DiskBatch batch;
+  for (uint32_t block = 0; block < blocks; block += 2) {
+    batch.DeleteBlocks(Key(block, 21), block + 1, layout_.granules());
+  }
+  ASSERT_OK(tier_->Write(batch, false, DiskTier::Growth::kFrees));
+  std::atomic<bool> cancelled = false;
+  std::atomic<bool> done = false;
+  std::thread reclaim([&] {
+    EXPECT_OK(tier_->Reclaim(options_.bytes * 3 / 4, cancelled));
+    done = true;
+  });
+  int written = 0;
+  for (uint32_t i = 0; !done; ++i) {
+    DiskBatch more;
+    more.PutRows(Key(i, 23), layout_, RowsOf(layout_, Key(i, 23)).data());
+    const auto growth = i % 2 == 0 ? DiskTier::Growth::kReplaces : DiskTier::Growth::kBounded;
+    const absl::Status status = tier_->Write(more, false, growth);
+    EXPECT_TRUE(status.ok() || absl::IsResourceExhausted(status)) << status;
+    written += status.ok() ? 1 : 0;
+    const uint64_t used = tier_->used_bytes();
+    if (used > options_.bytes) ADD_FAILURE() << "I5: " << used << " bytes used";
+    if (::testing::Test::HasFailure()) break;
+  }
+  reclaim.join();
+  EXPECT_GT(written, 0);
+}
+
+// What replaces may use the headroom, and no more than all of it.
+TEST_F(DiskTierTest, WhatReplacesEndsAtTheBudgetToo) {
+  Open();
+  uint32_t blocks = 0;
+  const auto fill = [&](DiskTier::Growth growth) {
+    absl::Status status;
+    while (status.ok()) {
+      DiskBatch batch;
+      batch.PutRows(Key(blocks), layout_, RowsOf(layout_, Key(blocks)).data());
+      status = tier_->Write(batch, false, growth);
+      if (status.ok()) ++blocks;
+      ASSERT_LT(blocks, 20'000u) << "the budget is never reached";
+    }
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("budget")));
+    EXPECT_LE(tier_->used_bytes(), options_.bytes);
+  };
+  fill(DiskTier::Growth::kBounded);
+  const uint32_t bounded = blocks;
+  fill(DiskTier::Growth::kReplaces);
+  EXPECT_GT(blocks, bounded) << "the headroom serves nobody";
+  // And what deletes goes through.
+  DiskBatch batch;
+  batch.DeleteSegment(SegmentId{11});
+  ASSERT_OK(tier_->Write(batch, false, DiskTier::Growth::kFrees));
+  std::atomic<bool> cancelled = false;
+  ASSERT_OK(tier_->Reclaim(/*goal_bytes=*/0, cancelled));
+  EXPECT_LT(tier_->used_bytes(), options_.bytes / 2);
+}
+
+TEST_F(DiskTierTest, RotIsWrittenAnewInBatches) {
+  Open();
+  const std::string rotten(size_t{1} << 20, 'r');
+  std::vector<std::string> keys;
+  for (uint32_t block = 0; block < 10; ++block) {
+    const RecordKey key = RecordKey::Granule(Key(block), 0);
+    keys.emplace_back(key.view());
+    DiskBatch batch;
+    batch.PutAsIs(key.view(), rotten);
+    ASSERT_OK(tier_->Write(batch, false, DiskTier::Growth::kBounded));
+  }
+  std::atomic<bool> cancelled = false;
+  const auto found = tier_->FindCorrupt(cancelled);
+  ASSERT_OK(found);
+  EXPECT_EQ(*found, keys);
+  const uint64_t writes = tier_->write_count();
+  std::vector<size_t> counts;
+  for (absl::Span<const std::string> rest = *found; !rest.empty();) {
+    const auto moved = tier_->Rewrite(rest);
+    ASSERT_OK(moved);
+    ASSERT_GT(*moved, 0u);
+    counts.push_back(*moved);
+    rest.remove_prefix(*moved);
+  }
+  // More than 4 MiB by a record at most.
+  EXPECT_EQ(counts, (std::vector<size_t>{4, 4, 2}));
+  EXPECT_EQ(tier_->write_count() - writes, counts.size());
+}
+
+// Readers wait for whoever opens the database anew, and he for its users.
+TEST_F(DiskTierTest, WhoStaysLongLeavesWhenItIsOpenedAnew) {
+  const auto database = DiskDatabase::Open(options_.path, options_.bytes, false, nullptr);
+  ASSERT_OK(database);
+  for (const auto purpose : {DiskDatabase::Purpose::kRead, DiskDatabase::Purpose::kChange}) {
+    std::atomic<bool> entered = false;
+    std::atomic<bool> must_leave = false;
+    std::thread user([&] {
+      const DiskDatabase::Use db(**database, purpose, &must_leave);
+      entered = true;
+      while (!must_leave) std::this_thread::yield();
+    });
+    while (!entered) std::this_thread::yield();
+    (*database)->StopsWriting();
+    (*database)->Revive();
+    user.join();
+    EXPECT_FALSE((*database)->failed());
+    // Whoever comes then is not told to leave.
+    must_leave = false;
+    const DiskDatabase::Use db(**database, purpose, &must_leave);
+    EXPECT_TRUE(static_cast<bool>(db));
+    EXPECT_FALSE(must_leave);
   }
 }
 

@@ -181,6 +181,38 @@ TEST_F(StoreFullDiskTest, DeletionsNeitherNeedRoomNorWaitForIt) {
   EXPECT_THAT(store_->DiskStats(), IsConserved());
 }
 
+// A truncate of what others share writes the rows that stay anew; that it gives up as many frees no
+// room at once.
+TEST_F(StoreFullDiskTest, CutsBeyondNumberStayWithinTheBudget) {
+  Open();
+  SegmentRef open = NewSegment();
+  ASSERT_OK(Commit("cut", {{open, 0, kOpenEnd}}));
+  ASSERT_OK(FlushTails(*open));
+  const SegmentRef full = NewSegment();
+  ASSERT_OK(Commit("full", {{full, 0, kOpenEnd}}));
+  FillUntilRefused(*full);
+  const std::vector<uint32_t> tail_rows(layout_.layers, 15);
+  // Ten times what there is beside the blocks.
+  constexpr int kCuts = 300;
+  int done = 0;
+  for (int cut = 0; cut < kCuts; ++cut) {
+    const SegmentRef next = NewSegment();
+    for (uint16_t layer = 0; layer < layout_.layers; ++layer) {
+      ASSERT_OK(store_->ReserveRows(*next, layer, 0, 1, Soon()));
+    }
+    absl::Status status = store_->WriteTail(*next, tail_rows, Soon());
+    if (status.ok()) status = Commit("cut", {{next, 0, kOpenEnd}});
+    EXPECT_TRUE(status.ok() || absl::IsResourceExhausted(status)) << status;
+    ASSERT_THAT(store_->DiskStats(), IsConserved()) << cut;
+    if (!status.ok()) continue;
+    ++done;
+    open = next;
+  }
+  EXPECT_GT(done, kCuts / 2);
+  EXPECT_EQ(store_->Durable(*open, 0).tail_rows, 15u);
+  EXPECT_OK(CheckBlocks(*store_, *full, 0, 3));
+}
+
 // A pass has to move what lives out of files that are half garbage, the rotten ones of it too.
 TEST_F(StoreFullDiskTest, ARottenGranuleDoesNotStopThePasses) {
   Open();
