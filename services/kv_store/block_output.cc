@@ -3,15 +3,11 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "services/kv_store/block_wire.h"
 #include "services/runtime/status_convert.h"
 
 namespace terrace::kv_store {
 namespace {
-
-// How long one part waits for the disk when the call has no deadline.
-constexpr absl::Duration kPatience = absl::Seconds(30);
 
 // A slice that keeps its part pinned.
 grpc::Slice PinnedSlice(const std::shared_ptr<const engine::ValuePart>& part,
@@ -42,7 +38,7 @@ absl::Status BlockOutput::Take(const grpc::ByteBuffer& request) {
 absl::StatusOr<std::vector<grpc::Slice>> BlockOutput::NextData() {
   if (part_ == nullptr) {
     absl::StatusOr<std::shared_ptr<const engine::ValuePart>> part =
-        reader_->Next(data_bytes_max_, std::min(caller_.deadline, absl::Now() + kPatience));
+        reader_->Next(data_bytes_max_, caller_.wait_end());
     if (!part.ok()) return part.status();
     part_ = *std::move(part);
     span_ = 0;

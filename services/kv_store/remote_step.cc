@@ -17,9 +17,6 @@
 namespace terrace::kv_store {
 namespace {
 
-// For steps without a deadline of their own: a store that hangs must not hang the worker.
-constexpr absl::Duration kStepTimeout = absl::Minutes(2);
-
 absl::Status NotSent(const absl::Status& why) {
   return absl::DeadlineExceededError(
       absl::StrCat("step: its deadline passed before it was sent: ", why.message()));
@@ -228,7 +225,8 @@ std::vector<engine::StepResult> RemoteEngine::Attend(const engine::Caller& calle
                                                      const engine::StepOptions& options) {
   std::vector<engine::StepResult> results(requests.size());
   engine::StepOptions bounded = options;
-  bounded.deadline = std::min({caller.deadline, options.deadline, absl::Now() + kStepTimeout});
+  bounded.deadline =
+      engine::WaitEnd(std::min(caller.deadline, options.deadline), engine::kStepPatience);
   if (absl::Now() >= bounded.deadline) {
     // A store that heard of it might still be in time to append.
     for (engine::StepResult& result : results) {

@@ -19,8 +19,6 @@
 namespace terrace::kv_store {
 namespace {
 
-// For callers without a deadline of their own: a store that hangs must not hang the worker.
-constexpr absl::Duration kCallTimeout = absl::Seconds(30);
 // Time that a store gets to say who it is.
 constexpr absl::Duration kIdentifyTimeout = absl::Seconds(2);
 constexpr int kKeepaliveMs = 20'000;
@@ -240,8 +238,8 @@ void Shard::AskNumber() {
 
 template <typename Verb>
 absl::Status Shard::Run(const engine::Caller& caller, Verb verb) {
-  const engine::Caller bounded = {
-      .tenant = caller.tenant, .deadline = std::min(caller.deadline, absl::Now() + kCallTimeout)};
+  // A store that hangs must not hang the worker.
+  const engine::Caller bounded = {.tenant = caller.tenant, .deadline = caller.wait_end()};
   const absl::StatusOr<CallSlots::Slot> slot = Admit(bounded.deadline);
   if (!slot.ok()) return slot.status();
   Call call(*this, bounded);
