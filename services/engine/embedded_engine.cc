@@ -206,7 +206,7 @@ absl::Status EmbeddedEngine::Commit(Sequence& sequence, int64_t tokens_end, absl
   const bool has_disk = !options_.store.disk_path.empty();
   const SequenceRecord record =
       sequence.Record(tokens_end, has_disk ? sequence.DurableLength(*store_) : tokens_end);
-  const absl::Status status = store_->CommitManifest(
+  absl::Status status = store_->CommitManifest(
       {.name = sequence.handle, .attributes = EncodeRecord(record), .ranges = sequence.ranges},
       deadline);
   if (status.ok()) {

@@ -95,7 +95,7 @@ absl::Status EmbeddedEngine::RecoverLate(const std::string& handle, absl::Time d
     if (found == set_aside_.end()) return absl::OkStatus();
     aside = found->second;
   }
-  const absl::Status status = WhyAside(handle, RecoverOne(aside.manifest, aside.durable, deadline));
+  absl::Status status = WhyAside(handle, RecoverOne(aside.manifest, aside.durable, deadline));
   const kvstore::MutexLock lock(mu_);
   if (status.ok()) {
     set_aside_.erase(handle);
@@ -205,7 +205,7 @@ absl::Status EmbeddedEngine::RestoreTailLocked(Sequence& sequence, int layer, in
   const int64_t length = sequence.layer_length[layer].load();
   const auto block = static_cast<uint32_t>(length / sequence.block_tokens());
   Unpark(sequence);
-  const absl::Status status =
+  absl::Status status =
       store_->RestoreTail(*sequence.RangeOf(block).segment, static_cast<uint16_t>(layer), deadline);
   if (absl::IsDataLoss(status)) {
     return absl::DataLossError(absl::StrCat("layer ", layer, ", positions [",

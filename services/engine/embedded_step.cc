@@ -47,7 +47,7 @@ absl::Status EmbeddedEngine::AppendLocked(Sequence& sequence, const Writing& wri
   }
   // Before the rows: the last of them may complete a block, and the hash says how it came about.
   if (writing.sparse) MarkSparse(sequence, rows.position, rows.rows);
-  const absl::Status status =
+  absl::Status status =
       WithRoom({.tenant = sequence.tenant,
                 .memory_bytes = RoomOf(sequence.layout.block, rows.rows),
                 .deadline = deadline},

@@ -143,7 +143,7 @@ void ValueCache::Insert(const std::shared_ptr<StoredValue>& value) {
   tenants_[value->tenant].values.emplace(value->key, value);
 }
 
-absl::Status ValueCache::Publish(std::shared_ptr<StoredValue> value, absl::Duration ttl,
+absl::Status ValueCache::Publish(const std::shared_ptr<StoredValue>& value, absl::Duration ttl,
                                  absl::Time deadline) {
   // Of one under this key that has outlived its time.
   absl::Status dropped = absl::OkStatus();

@@ -110,7 +110,8 @@ class ValueCache {
 
   // For writers. Makes a complete value visible, or, when its key has one, compares: AlreadyExists.
   // Takes over what was charged for it, either way.
-  absl::Status Publish(std::shared_ptr<StoredValue> value, absl::Duration ttl, absl::Time deadline);
+  absl::Status Publish(const std::shared_ptr<StoredValue>& value, absl::Duration ttl,
+                       absl::Time deadline);
   // The end of a put that compared itself with a value that was there.
   absl::Status Compare(const std::shared_ptr<StoredValue>& value, const ValueDigest& digest,
                        absl::Duration ttl);

@@ -143,7 +143,7 @@ absl::Status ValueWriter::FinishLocked() {
   const ValueDigest digest = {.low = hash.low64, .high = hash.high64};
   if (existing_ != nullptr) return cache_.Compare(existing_, digest, spec_.ttl);
   if (open_ != nullptr) SealBlock();
-  auto value = std::make_shared<StoredValue>();
+  const auto value = std::make_shared<StoredValue>();
   value->tenant = caller_.tenant;
   value->key = spec_.key;
   value->size = spec_.size;
@@ -151,7 +151,7 @@ absl::Status ValueWriter::FinishLocked() {
   value->block_bytes = block_bytes_;
   value->segment = segment_;
   charged_bytes_ = 0;
-  return cache_.Publish(std::move(value), spec_.ttl, caller_.wait_end());
+  return cache_.Publish(value, spec_.ttl, caller_.wait_end());
 }
 
 }  // namespace terrace::engine

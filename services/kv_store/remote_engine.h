@@ -107,7 +107,7 @@ class RemoteEngine final : public engine::KvEngine {
                std::vector<engine::StepResult>& results);
   engine::StepResult FinishItem(int layer, const engine::StepRequest& request,
                                 const engine::StepOptions& options,
-                                std::shared_ptr<const RowSet> held,
+                                const std::shared_ptr<const RowSet>& held,
                                 const v1::StoreStepResult& answer);
 
   const RemoteOptions options_;

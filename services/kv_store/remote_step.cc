@@ -126,7 +126,7 @@ void RemoteEngine::Send(const engine::Caller& caller, int layer,
 
 engine::StepResult RemoteEngine::FinishItem(int layer, const engine::StepRequest& request,
                                             const engine::StepOptions& options,
-                                            std::shared_ptr<const RowSet> held,
+                                            const std::shared_ptr<const RowSet>& held,
                                             const v1::StoreStepResult& answer) {
   engine::StepResult failed;
   failed.appended = answer.appended();
@@ -216,6 +216,7 @@ std::vector<RemoteEngine::Batch> RemoteEngine::Route(absl::Span<const engine::St
   }
   left = std::move(missing);
   std::vector<Batch> list;
+  list.reserve(batches.size());
   for (auto& [shard, batch] : batches) list.push_back(std::move(batch));
   return list;
 }

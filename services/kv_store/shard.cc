@@ -255,7 +255,7 @@ absl::Status Shard::Fits(absl::string_view what, uint64_t bytes) const {
 absl::Status Shard::OpenSequence(const engine::Caller& caller,
                                  const v1::OpenSequenceRequest& request,
                                  v1::OpenSequenceResponse* response) {
-  const absl::Status fits = Fits("open", request.ByteSizeLong());
+  absl::Status fits = Fits("open", request.ByteSizeLong());
   if (!fits.ok()) return fits;
   return Run(caller, [&](grpc::ClientContext* context) {
     return stubs_->store->OpenSequence(context, request, response);
@@ -265,7 +265,7 @@ absl::Status Shard::OpenSequence(const engine::Caller& caller,
 absl::Status Shard::LookupPrefix(const engine::Caller& caller,
                                  const v1::LookupPrefixRequest& request,
                                  v1::LookupPrefixResponse* response) {
-  const absl::Status fits = Fits("look-up", request.ByteSizeLong());
+  absl::Status fits = Fits("look-up", request.ByteSizeLong());
   if (!fits.ok()) return fits;
   return Run(caller, [&](grpc::ClientContext* context) {
     return stubs_->store->LookupPrefix(context, request, response);
@@ -274,7 +274,7 @@ absl::Status Shard::LookupPrefix(const engine::Caller& caller,
 
 absl::Status Shard::Append(const engine::Caller& caller, const v1::AppendKvRequest& request,
                            v1::AppendKvResponse* response) {
-  const absl::Status fits = Fits("append", request.ByteSizeLong());
+  absl::Status fits = Fits("append", request.ByteSizeLong());
   if (!fits.ok()) return fits;
   return Run(caller, [&](grpc::ClientContext* context) {
     const std::unique_ptr<grpc::ClientWriter<v1::AppendKvRequest>> writer =
