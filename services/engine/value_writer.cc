@@ -129,7 +129,7 @@ void ValueWriter::SealBlock() {
 absl::Status ValueWriter::Finish() {
   const kvstore::MutexLock lock(mu_);
   if (!status_.ok()) return status_;
-  const absl::Status status = FinishLocked();
+  absl::Status status = FinishLocked();
   Abandon(status.ok() ? absl::AbortedError("the put has ended") : status);
   return status;
 }
