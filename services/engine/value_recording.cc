@@ -116,7 +116,7 @@ absl::Status ValueCache::RecordDurable() {
     }
   }
   if (manifests.empty()) return absl::OkStatus();
-  const absl::Status status = store_->CommitManifests(manifests, absl::Now() + kPatience);
+  absl::Status status = store_->CommitManifests(manifests, absl::Now() + kPatience);
   const kvstore::MutexLock lock(mu_);
   for (const std::shared_ptr<StoredValue>& value : recording) {
     value->busy = false;
