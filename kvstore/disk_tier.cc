@@ -55,9 +55,11 @@ struct DiskTier::Rep {
   std::atomic<uint64_t> write_count = 0;
 
   Mutex mu;
+  // Its own: it is held while the database is waited for, whose users may want `mu`.
+  Mutex ids_mu;
   // Ids in [next_id, reserved_id) are ours to hand out.
-  uint64_t next_id ABSL_GUARDED_BY(mu) = 0;
-  uint64_t reserved_id ABSL_GUARDED_BY(mu) = 0;
+  uint64_t next_id ABSL_GUARDED_BY(ids_mu) = 0;
+  uint64_t reserved_id ABSL_GUARDED_BY(ids_mu) = 0;
   // Physical bytes when last counted, if so, and bytes written since.
   bool counted ABSL_GUARDED_BY(mu) = false;
   uint64_t counted_bytes ABSL_GUARDED_BY(mu) = 0;
@@ -86,7 +88,7 @@ struct DiskTier::Rep {
     write.sync = sync;
     return FromRocks("writing", database->Write(write, &batch.rep_->batch));
   }
-  absl::Status ReserveIds() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+  absl::Status ReserveIds() ABSL_EXCLUSIVE_LOCKS_REQUIRED(ids_mu) {
     if (absl::Status status = Ask(DiskOperation::kWrite); !status.ok()) return status;
     ByteWriter writer;
     writer.Put(reserved_id + kSegmentIdRun);
@@ -145,7 +147,7 @@ absl::Status DiskTier::CheckFormat() {
   const absl::StatusOr<std::string> counter = rep_->Get(RecordKey(RecordKind::kSegmentCounter));
   if (absl::IsNotFound(counter.status())) return absl::OkStatus();
   if (!counter.ok()) return counter.status();
-  MutexLock lock(rep_->mu);
+  const MutexLock lock(rep_->ids_mu);
   rep_->next_id = rep_->reserved_id = ByteReader(*counter).Get<uint64_t>();
   return absl::OkStatus();
 }
@@ -153,9 +155,8 @@ absl::Status DiskTier::CheckFormat() {
 absl::StatusOr<DiskIndex> DiskTier::LoadIndex() { return ReadDiskIndex(*rep_->database); }
 
 absl::StatusOr<SegmentId> DiskTier::NextSegmentId() {
-  // Not under the mutex, which users that it waits for may want.
   rep_->database->Revive();
-  MutexLock lock(rep_->mu);
+  const MutexLock lock(rep_->ids_mu);
   if (rep_->next_id == rep_->reserved_id) {
     if (absl::Status status = rep_->ReserveIds(); !status.ok()) return status;
   }

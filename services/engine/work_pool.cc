@@ -98,7 +98,8 @@ void WorkPool::Help() {
       const kvstore::MutexLock lock(mu_);
       while (!stopping_ && open_.empty()) changed_.Wait(mu_);
       if (stopping_) return;
-      seen = batches_;
+      // With others open, there is something to do right after this one.
+      if (open_.size() == 1) seen = batches_;
       batch = open_.front();
       if (batch->started_all()) {
         open_.pop_front();
