@@ -308,8 +308,7 @@ absl::Status EmbeddedEngine::Delete(const Caller& caller, absl::string_view hand
   const SoleHold gate(sequence.gate, caller.wait_end());
   if (!gate.held()) return NotBegun("delete");
   if (sequence.closed) return SequenceNotFound(handle);
-  return sequence.spec.retention > absl::ZeroDuration() ? RetainLocked(sequence, caller.wait_end())
-                                                        : DropLocked(sequence, caller.wait_end());
+  return CloseLocked(sequence, caller.wait_end());
 }
 
 }  // namespace terrace::engine

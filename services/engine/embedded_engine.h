@@ -257,9 +257,11 @@ class EmbeddedEngine final : public KvEngine {
 
   // Rows of a sequence are about to be read or written. The caller holds the gate.
   void Unpark(Sequence& sequence);
-  // Both end what a handle names. The caller holds the gate alone.
+  // They end what a handle names. The caller holds the gate alone.
   absl::Status DropLocked(Sequence& sequence, absl::Time deadline);
   absl::Status RetainLocked(Sequence& sequence, absl::Time deadline);
+  // Retains one whose spec says so, if there is room on disk for that; drops all others.
+  absl::Status CloseLocked(Sequence& sequence, absl::Time deadline);
   // Gives up all of a retained one but its hashed blocks. The caller holds the gate alone.
   absl::Status KeepHashed(Sequence& sequence, absl::Time deadline);
   // Drops a retained one, or closes one that has not been used for its time.

@@ -53,6 +53,15 @@ absl::Status EmbeddedEngine::RetainLocked(Sequence& sequence, absl::Time deadlin
   return absl::OkStatus();
 }
 
+absl::Status EmbeddedEngine::CloseLocked(Sequence& sequence, absl::Time deadline) {
+  if (sequence.spec.retention > absl::ZeroDuration()) {
+    absl::Status status = RetainLocked(sequence, deadline);
+    // Whoever closes gives room, and must not need any.
+    if (!absl::IsResourceExhausted(status)) return status;
+  }
+  return DropLocked(sequence, deadline);
+}
+
 absl::Status EmbeddedEngine::KeepHashed(Sequence& sequence, absl::Time deadline) {
   const int64_t length = sequence.HashedTokens();
   if (length == 0) return DropLocked(sequence, deadline);
@@ -101,9 +110,9 @@ void EmbeddedEngine::Expire(Sequence& sequence, absl::Time now) {
   const SoleHold gate(sequence.gate, std::try_to_lock);
   // Who holds it uses it, and a step that ran meanwhile has.
   if (!gate.held() || !expired()) return;
-  const bool retain = !sequence.retained() && sequence.spec.retention > absl::ZeroDuration();
   // What cannot be written now expires again.
-  (retain ? RetainLocked(sequence, deadline) : DropLocked(sequence, deadline)).IgnoreError();
+  (sequence.retained() ? DropLocked(sequence, deadline) : CloseLocked(sequence, deadline))
+      .IgnoreError();
 }
 
 void EmbeddedEngine::AddRetained(RetainedSet& set) const {

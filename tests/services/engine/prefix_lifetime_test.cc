@@ -2,10 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
 
+#include "kvstore/block_store_impl.h"
+#include "services/engine/error.h"
 #include "tests/services/engine/prefix_client.h"
 
 namespace terrace::testing {
@@ -57,6 +60,34 @@ class PrefixLifetimeTest : public ::testing::Test {
   std::unique_ptr<engine::EmbeddedEngine> engine_;
   const Ids ids_ = TextIds(1, 200);
 };
+
+// What retains is written within the budget, what deletes is not asked. Here the first writes of a
+// close find a full disk, as many as it takes for it to be closed without.
+TEST_F(PrefixLifetimeTest, AFullDiskDoesNotKeepASequenceOpen) {
+  std::atomic<int> refused = 0;
+  engine::EmbeddedOptions options = DiskOptions(folder_);
+  options.sweep_interval = absl::ZeroDuration();
+  engine_.reset();
+  auto store = kvstore::OpenBlockStore(options.store, [&refused](kvstore::DiskOperation operation) {
+    const bool full = operation == kvstore::DiskOperation::kWrite && refused > 0;
+    if (full) --refused;
+    return full ? absl::ResourceExhaustedError("full") : absl::OkStatus();
+  });
+  ASSERT_OK(store);
+  engine_ = engine::EmbeddedEngine::OpenOn(options, *std::move(store));
+  bool dropped = false;
+  for (int writes = 1; writes < 10 && !dropped; ++writes) {
+    const Ids ids = TextIds(10 + writes, 200);
+    const SequenceInfo info = CreateWith(ids, absl::Hours(1));
+    ASSERT_OK(engine_->Flush({}, info.handle));
+    refused = writes;
+    ASSERT_OK(engine_->Delete({}, info.handle)) << writes;
+    EXPECT_EQ(engine_->Get({}, info.handle).status(), engine::SequenceNotFound(info.handle));
+    dropped = Found(ids) == 0;
+  }
+  EXPECT_TRUE(dropped);
+  engine_.reset();
+}
 
 TEST_F(PrefixLifetimeTest, APrefixThatWasFlushedIsSharedAfterARestart) {
   const SequenceInfo info = CreateWith(ids_);
